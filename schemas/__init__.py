@@ -1,0 +1,1 @@
+"""The words of Headwater: events, tasks, handoffs, calls, money and ids. Imports nothing of ours."""

@@ -1,0 +1,259 @@
+"""The events, one frozen class each. A class's docstring says when the event happens; docs/events.md is made from it.
+
+A stored event is never edited. A change of meaning is a new `version` here and an upcaster in `schemas/upcast.py`.
+`Content` fields hold any JSON value, or a reference to a blob when the value is large (`schemas/content.py`).
+Durations are microseconds, so that sums over them are exact.
+"""
+
+from datetime import datetime
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.content import Json
+from schemas.handoff import HandoffProposal
+from schemas.ids import AgentId
+from schemas.money import CostStatus, TokenCounts
+
+Content = Json
+Microseconds = Annotated[int, Field(ge=0)]
+RoutedBy = Literal["rules", "llm", "backup"]
+
+
+class EventBody(BaseModel):
+    """Base of every event body: frozen, no unknown fields, an explicit type name and version."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: ClassVar[str]
+    version: ClassVar[int] = 1
+    decision: ClassVar[bool] = False
+    """True for what a decider writes. Re-running the deciders gives exactly these events again (I5)."""
+    terminal: ClassVar[bool] = False
+    """True for the three ways a task can end (I1)."""
+
+
+class TaskSubmitted(EventBody):
+    """A producer handed in a task, and it was accepted."""
+
+    type = "task.submitted"
+
+    task_type: str
+    text: Content
+    data: Content = None
+    idempotency_key: str | None = None
+
+
+class TaskRouted(EventBody):
+    """The supervisor gave the task to an agent, for the reason stated, and ordered the call `call_id`."""
+
+    type = "task.routed"
+    decision = True
+
+    agent_id: AgentId
+    call_id: str
+    routed_by: RoutedBy
+    confidence: Annotated[float, Field(ge=0, le=1)]
+    reasoning: str
+    replaces_call_id: str | None = None
+    """The failed call whose place this one takes, when `routed_by` is "backup"."""
+
+
+class TaskCompleted(EventBody):
+    """The last agent of a task finished without handing over: the task has its result."""
+
+    type = "task.completed"
+    decision = True
+    terminal = True
+
+    result: Content
+    routed_by: RoutedBy
+    decomposed: bool = False
+    agent_results: dict[str, Content]
+
+
+class AgentError(BaseModel):
+    """One agent's share in a failed task."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    agent_id: str
+    error: str
+
+
+class TaskFailed(EventBody):
+    """The supervisor gave the task up. `reason` is one sentence; `errors` has what each agent reported."""
+
+    type = "task.failed"
+    decision = True
+    terminal = True
+
+    reason: str
+    errors: tuple[AgentError, ...] = ()
+    routed_by: RoutedBy | None = None
+    agent_results: dict[str, Content] = Field(default_factory=dict)
+
+
+class AgentStarted(EventBody):
+    """A worker began to run an agent. `delivery` counts how often this call was given out, from 1."""
+
+    type = "agent.started"
+
+    agent_id: AgentId
+    call_id: str
+    delivery: int
+    worker: str
+
+
+class AgentCompleted(EventBody):
+    """An agent's run ended without an error. With `handed_over`, a `handoff.proposed` follows and `result` is null.
+
+    Version 1 had the duration as `seconds`, a float; version 2 has whole microseconds.
+    """
+
+    type = "agent.completed"
+    version = 2
+
+    agent_id: AgentId
+    call_id: str
+    delivery: int
+    result: Content = None
+    handed_over: bool = False
+    duration_us: Microseconds
+
+
+class AgentFailed(EventBody):
+    """An agent's run ended with an error, or every worker that tried it died."""
+
+    type = "agent.failed"
+
+    agent_id: AgentId
+    call_id: str
+    delivery: int
+    error_class: str
+    error: str
+    duration_us: Microseconds
+
+
+class LlmAttempted(EventBody):
+    """One request to an LLM provider ended: answered, refused, cancelled, or with an outcome nobody knows.
+
+    `ordinal` numbers the logical requests of a call from 0, `attempt` the tries of one logical request from 1. An
+    attempt whose answer was not read to its end (timeout, dropped connection, dead worker) is `unknown`: the provider
+    may have billed it.
+    """
+
+    type = "llm.attempted"
+
+    call_id: str
+    ordinal: int
+    attempt: int
+    delivery: int
+    agent_id: AgentId
+    tier: str
+    requested_model: str
+    answered_model: str | None = None
+    params: dict[str, Any]
+    request_hash: str
+    request: Content
+    response: Content = None
+    status: Literal["ok", "error", "cancelled", "unknown"]
+    provider_response_id: str | None = None
+    http_status: int | None = None
+    error_class: str | None = None
+    error: str | None = None
+    started_at: datetime
+    first_token_at: datetime | None = None
+    ended_at: datetime
+    duration_us: Microseconds
+    tokens: TokenCounts | None = None
+    tokens_source: Literal["provider"] | None = None
+    rates: dict[str, str] | None = None
+    price_table: str | None = None
+    """SHA-256 of the price table that `rates` came from."""
+    cost_usd: str | None = None
+    """Exact decimal, computed here from `tokens` and `rates`."""
+    cost_status: CostStatus
+    reported_cost_usd: str | None = None
+    """What LiteLLM says it cost; kept apart, for audit only."""
+    diverged: bool = False
+    """True when an earlier run had recorded another request at this ordinal, so this one ran live."""
+
+
+class StepRecorded(EventBody):
+    """An agent's durable step finished. Run again after a crash, the agent gets this result instead of a second run."""
+
+    type = "step.recorded"
+
+    call_id: str
+    ordinal: int
+    delivery: int
+    agent_id: AgentId
+    name: str
+    request_hash: str
+    result: Content
+    duration_us: Microseconds
+    diverged: bool = False
+    """True when an earlier run had recorded another request at this ordinal, so this one ran live."""
+
+
+class HandoffProposed(EventBody):
+    """An agent ended its turn by handing its work to another agent."""
+
+    type = "handoff.proposed"
+
+    call_id: str
+    payload: HandoffProposal
+
+
+class HandoffAccepted(EventBody):
+    """A proposed handoff passed every check, and the call `call_id` to its target was ordered."""
+
+    type = "handoff.accepted"
+    decision = True
+
+    source_agent_id: str
+    target_agent_id: str
+    payload_type: str
+    strictness: Literal["strict", "lenient"]
+    checks: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    call_id: str
+
+
+class HandoffRejected(EventBody):
+    """A proposed handoff broke a rule. `returned_to` says who gets it back: the sender, once, then the supervisor."""
+
+    type = "handoff.rejected"
+    decision = True
+
+    source_agent_id: str
+    target_agent_id: str
+    payload_type: str
+    strictness: Literal["strict", "lenient"]
+    reasons: tuple[str, ...]
+    returned_to: Literal["sender", "supervisor"]
+    call_id: str | None = None
+
+
+BODIES: dict[str, type[EventBody]] = {
+    body.type: body
+    for body in (
+        TaskSubmitted,
+        TaskRouted,
+        TaskCompleted,
+        TaskFailed,
+        AgentStarted,
+        AgentCompleted,
+        AgentFailed,
+        LlmAttempted,
+        StepRecorded,
+        HandoffProposed,
+        HandoffAccepted,
+        HandoffRejected,
+    )
+}
+"""Every event type that can stand in a log, by its name."""
+
+DECISIONS = frozenset(name for name, body in BODIES.items() if body.decision)
+TERMINAL = frozenset(name for name, body in BODIES.items() if body.terminal)

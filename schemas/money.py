@@ -1,0 +1,82 @@
+"""Money and tokens. Exact decimals inside; only the edge turns a cost into a JSON number.
+
+Token counts are *disjoint*: a cached token is not also an uncached one, a reasoning token not also output text.
+Users' bills went wrong elsewhere by counting cached tokens twice and by pricing unknown models at zero, so the
+sum is plain (count x rate per class) and a model without rates is `unpriced`, never free.
+"""
+
+from decimal import Decimal
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+CostStatus = Literal["priced", "unpriced", "not_billed", "unknown"]
+"""priced: computed from rates. unpriced: tokens known, no rates for the model. not_billed: the provider refused
+with an HTTP error. unknown: the answer was never read in full, so the provider may or may not have billed."""
+
+
+class TokenCounts(BaseModel):
+    """Tokens of one request, by disjoint class."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    input_uncached: int = Field(ge=0)
+    cache_read: int = Field(default=0, ge=0)
+    cache_write: int = Field(default=0, ge=0)
+    output_text: int = Field(default=0, ge=0)
+    output_reasoning: int = Field(default=0, ge=0)
+
+    @property
+    def total(self) -> int:
+        """All tokens of the request."""
+        return self.input_uncached + self.cache_read + self.cache_write + self.output_text + self.output_reasoning
+
+
+class Rates(BaseModel):
+    """US dollars per token of each class, as decimal strings on the wire."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    input_uncached: Decimal
+    cache_read: Decimal
+    cache_write: Decimal
+    output_text: Decimal
+    output_reasoning: Decimal
+
+    @classmethod
+    def from_litellm(cls, entry: dict[str, Any]) -> "Rates | None":
+        """Rates from one entry of a LiteLLM price map, or None if it prices no tokens.
+
+        A missing cache rate falls back to the input rate and a missing reasoning rate to the output rate, as
+        providers bill them when they publish no separate price.
+        """
+        if entry.get("input_cost_per_token") is None or entry.get("output_cost_per_token") is None:
+            return None
+
+        def rate(key: str, fallback: str) -> Decimal:
+            value = entry.get(key)
+            return Decimal(str(entry[fallback] if value is None else value))
+
+        return cls(
+            input_uncached=rate("input_cost_per_token", "input_cost_per_token"),
+            cache_read=rate("cache_read_input_token_cost", "input_cost_per_token"),
+            cache_write=rate("cache_creation_input_token_cost", "input_cost_per_token"),
+            output_text=rate("output_cost_per_token", "output_cost_per_token"),
+            output_reasoning=rate("output_cost_per_reasoning_token", "output_cost_per_token"),
+        )
+
+    def cost_usd(self, tokens: TokenCounts) -> Decimal:
+        """The exact price of `tokens` in US dollars."""
+        return (
+            self.input_uncached * tokens.input_uncached
+            + self.cache_read * tokens.cache_read
+            + self.cache_write * tokens.cache_write
+            + self.output_text * tokens.output_text
+            + self.output_reasoning * tokens.output_reasoning
+        )
+
+
+def plain(value: Decimal) -> str:
+    """A decimal as plain digits without exponent or trailing zeros: Decimal('1.20E-7') → '0.00000012'."""
+    text = format(value, "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
