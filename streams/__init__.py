@@ -1,0 +1,1 @@
+"""The log: keys, the Redis function library and its wrapper, reading, leasing, and FastStream subscribers over it."""

@@ -1,0 +1,97 @@
+"""One tenant's door to the log: submit, read, wait (contract rows B2 and B4)."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+from schemas.bodies import TaskSubmitted
+from schemas.content import canonical_json, content_hash
+from schemas.errors import IdempotencyConflictError, TenantMismatchError
+from schemas.event import AgentEvent, encode
+from schemas.ids import check_tenant_id, new_id
+from schemas.task import Accepted, NewTask
+from streams.connection import Streams
+from streams.log import Entry
+
+USER = "user"
+DAY_MS = 24 * 60 * 60 * 1000
+
+
+class TenantEventBus:
+    """Publishes to and reads from the stream of one tenant, and of no other."""
+
+    def __init__(self, streams: Streams, tenant_id: str, *, idempotency_ms: int = DAY_MS) -> None:
+        self._streams = streams
+        self._idempotency_ms = idempotency_ms
+        self.tenant_id = check_tenant_id(tenant_id)
+
+    async def submit(self, task: NewTask, *, task_id: str | None = None) -> Accepted:
+        """Accept a task: once per idempotency key within the key's life, else once per call.
+
+        Raises:
+            TenantMismatchError: the task is another tenant's.
+            IdempotencyConflictError: the key was used for a different task.
+        """
+        if task.tenant != self.tenant_id:
+            raise TenantMismatchError(f"task of tenant {task.tenant!r} does not match the bus of {self.tenant_id!r}")
+        task_id = task_id or new_id()
+        event = AgentEvent(
+            id=new_id(),
+            tenant_id=task.tenant,
+            session_id=task.session,
+            task_id=task_id,
+            priority=task.priority,
+            source_agent_id=USER,
+            call_chain=(USER,),
+            at=datetime.now(UTC),
+            body=TaskSubmitted(
+                task_type=task.type, text=task.text, data=task.data, idempotency_key=task.idempotency_key
+            ),
+        )
+        same = canonical_json([task.session, task.type, task.text, task.data, task.priority])
+        outcome, position, known_id = await self._append(event, task.idempotency_key, content_hash(same)[:16])
+        if outcome == "conflict":
+            raise IdempotencyConflictError(
+                f"idempotency key {task.idempotency_key!r} of tenant {task.tenant!r} was used for another task "
+                f"({known_id}): use a new key for a new task"
+            )
+        return Accepted(
+            tenant_id=task.tenant,
+            session_id=task.session,
+            task_id=known_id,
+            position=position,
+            duplicate=outcome == "duplicate",
+        )
+
+    async def publish(self, event: AgentEvent) -> str:
+        """Append an event of this tenant, once per event id. Returns its position.
+
+        Raises:
+            TenantMismatchError: the event is another tenant's.
+        """
+        if event.tenant_id != self.tenant_id:
+            raise TenantMismatchError(
+                f"event {event.id} of tenant {event.tenant_id!r} does not match the bus of {self.tenant_id!r}"
+            )
+        _, position, _ = await self._append(event, None, "-")
+        return position
+
+    async def _append(self, event: AgentEvent, key: str | None, fingerprint: str) -> tuple[str, str, str]:
+        blobs: dict[str, bytes] = {}
+        fact = encode(event, blobs)
+        return await self._streams.functions.append(
+            self.tenant_id,
+            key=f"k.{key}" if key else f"e.{event.id}",
+            fingerprint=fingerprint,
+            ttl_ms=self._idempotency_ms,
+            task_id=event.task_id,
+            fact=fact,
+            blobs=blobs,
+        )
+
+    async def read(self, *, after: str = "0-0", limit: int = 1000) -> list[Entry]:
+        """Up to `limit` entries after a position."""
+        return await self._streams.log.read(self.tenant_id, after=after, limit=limit)
+
+    def follow(self, *, after: str = "0-0") -> AsyncIterator[Entry]:
+        """All entries after a position, then new ones as they come."""
+        return self._streams.log.follow(self.tenant_id, after=after)

@@ -1,0 +1,61 @@
+"""Every Redis key name is made here (and, inside the server, in the header of `headwater.lua`).
+
+Tenants hash onto a fixed number of shards. All keys of a shard carry the same hash tag, so one function can touch all
+of them, on Redis Cluster too.
+"""
+
+import zlib
+
+from schemas.ids import check_tenant_id
+
+META = "hw:meta"
+"""Hash: what is fixed for the life of the log, such as the number of shards."""
+
+
+class Keys:
+    """Key names for a log of `shards` shards."""
+
+    def __init__(self, shards: int) -> None:
+        self.shards = shards
+        width = max(2, len(str(shards - 1)))
+        self.prefixes = tuple(f"hw:{{s{n:0{width}}}}" for n in range(shards))
+
+    def shard_of(self, tenant_id: str) -> int:
+        """The shard a tenant lives on. Raises `InvalidInputError` for a tenant id that could leave its keys."""
+        return zlib.crc32(check_tenant_id(tenant_id).encode()) % self.shards
+
+    def prefix(self, tenant_id: str) -> str:
+        """What all keys of one tenant begin with."""
+        return f"{self.prefixes[self.shard_of(tenant_id)]}:{tenant_id}"
+
+    def log(self, tenant_id: str) -> str:
+        """The tenant's stream of facts."""
+        return f"{self.prefix(tenant_id)}:log"
+
+    def readers(self, tenant_id: str) -> str:
+        """Hash: how far each reader has read the tenant's log."""
+        return f"{self.prefix(tenant_id)}:readers"
+
+    def parked(self, tenant_id: str) -> str:
+        """The tenant's stream of entries that a reader could not handle."""
+        return f"{self.prefix(tenant_id)}:parked"
+
+    def blob(self, tenant_id: str, sha256: str) -> str:
+        """One large content of the tenant."""
+        return f"{self.prefix(tenant_id)}:blob:{sha256}"
+
+    def done(self, tenant_id: str) -> str:
+        """The channel on which the ends of the tenant's tasks are announced."""
+        return f"{self.prefix(tenant_id)}:done"
+
+    def ready(self, shard: int, reader: str) -> str:
+        """Sorted set of the shard's tenants that `reader` has something to read from."""
+        return f"{self.prefixes[shard]}:ready:{reader}"
+
+    def bell(self, shard: int, reader: str) -> str:
+        """The list on which an idle reader blocks."""
+        return f"{self.prefixes[shard]}:bell:{reader}"
+
+    def leases(self, shard: int) -> str:
+        """Sorted set of the shard's calls that workers hold."""
+        return f"{self.prefixes[shard]}:leases"

@@ -1,0 +1,104 @@
+"""Reading one tenant's log: entries by position, events, and the blobs they refer to."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+
+import orjson
+
+from schemas.content import Json, blob_of
+from schemas.errors import NotFoundError, UnreadableEventError
+from schemas.event import AgentEvent, decode, entry_fields
+from streams.functions import RedisClient, redis_errors
+from streams.keys import Keys
+
+Entry = tuple[str, list[str]]
+"""(position, flat list of field names and values)"""
+
+FOLLOW_BLOCK_MS = 1000
+
+
+def _text(value: bytes) -> str:
+    return value.decode(errors="surrogateescape")
+
+
+def _entries(reply: list[tuple[bytes, list[bytes] | dict[bytes, bytes]]]) -> list[Entry]:
+    entries: list[Entry] = []
+    for position, fields in reply:
+        flat = [item for pair in fields.items() for item in pair] if isinstance(fields, dict) else fields
+        entries.append((position.decode(), [_text(item) for item in flat]))
+    return entries
+
+
+def read_event(tenant_id: str, entry: Entry) -> AgentEvent:
+    """The event in an entry. Raises `UnreadableEventError` naming the entry and what is wrong with it."""
+    return decode(tenant_id, entry[0], entry_fields(entry[1]))
+
+
+class Log:
+    """Reads the logs; the tenant is named in every call and decides the key."""
+
+    def __init__(self, redis: RedisClient, keys: Keys) -> None:
+        self.redis = redis
+        self.keys = keys
+
+    async def read(self, tenant_id: str, *, after: str = "0-0", limit: int = 1000) -> list[Entry]:
+        """Up to `limit` entries after the position `after`, oldest first."""
+        with redis_errors():
+            return _entries(await self.redis.xrange(self.keys.log(tenant_id), f"({after}", "+", count=limit))
+
+    async def fetch(self, tenant_id: str, positions: Iterable[str]) -> list[AgentEvent]:
+        """The events at exactly these positions. Raises `NotFoundError` if one is not in the stream any more."""
+        wanted = list(positions)
+        pipeline = self.redis.pipeline(transaction=False)
+        for position in wanted:
+            pipeline.xrange(self.keys.log(tenant_id), position, position)
+        with redis_errors():
+            replies = await pipeline.execute() if wanted else []
+        events = []
+        for position, reply in zip(wanted, replies, strict=True):
+            if not reply:
+                raise NotFoundError(f"entry {position} of tenant {tenant_id!r} is not in the log any more")
+            events.append(read_event(tenant_id, _entries(reply)[0]))
+        return events
+
+    async def blobs(self, tenant_id: str, hashes: Iterable[str]) -> dict[str, bytes]:
+        """SHA-256 → JSON bytes. Raises `NotFoundError` naming the first blob that is missing."""
+        wanted = list(dict.fromkeys(hashes))
+        pipeline = self.redis.pipeline(transaction=False)
+        for sha in wanted:
+            pipeline.get(self.keys.blob(tenant_id, sha))
+        with redis_errors():
+            found = await pipeline.execute() if wanted else []
+        for sha, data in zip(wanted, found, strict=True):
+            if data is None:
+                raise NotFoundError(f"blob {sha} of tenant {tenant_id!r} is missing")
+        return dict(zip(wanted, found, strict=True))
+
+    async def resolve(self, tenant_id: str, value: Json) -> Json:
+        """`value`, or what it refers to."""
+        sha = blob_of(value)
+        return value if sha is None else orjson.loads((await self.blobs(tenant_id, [sha]))[sha])
+
+    async def follow(self, tenant_id: str, *, after: str = "0-0", limit: int = 500) -> AsyncIterator[Entry]:
+        """All entries after `after`, then each new one as it comes, for ever. Holds one connection."""
+        while True:
+            with redis_errors():
+                reply = await self.redis.xread({self.keys.log(tenant_id): after}, count=limit, block=FOLLOW_BLOCK_MS)
+            found = reply.values() if isinstance(reply, dict) else [entries for _, entries in reply or []]
+            for entries in found:
+                # RESP3 wraps the entries of a stream in one more list.
+                for entry in _entries(entries[0] if entries and isinstance(entries[0], list) else entries):
+                    after = entry[0]
+                    yield entry
+            await asyncio.sleep(0)
+
+
+def readable(tenant_id: str, entries: Iterable[Entry]) -> tuple[list[AgentEvent], list[tuple[Entry, str]]]:
+    """Split entries into events and (entry, why it cannot be read)."""
+    events, unreadable = [], []
+    for entry in entries:
+        try:
+            events.append(read_event(tenant_id, entry))
+        except UnreadableEventError as error:
+            unreadable.append((entry, str(error)))
+    return events, unreadable
