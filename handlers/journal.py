@@ -1,0 +1,132 @@
+"""The durable memory of one call: what its agent did is recorded as it happens, and given back after a crash.
+
+Every LLM request and step of a call has an ordinal, in the order the agent asked for them. Its facts are appended to
+the log under the call's lease and remembered with the call by step key, `<ordinal>.<n>@<delivery>`. When the call is
+delivered again, the keys lead back to the facts.
+"""
+
+import asyncio
+import contextlib
+from datetime import UTC, datetime
+
+from schemas.bodies import AgentStarted, EventBody, LlmAttempted, StepRecorded
+from schemas.content import Json
+from schemas.errors import HeadwaterError
+from schemas.event import AgentEvent, encode
+from schemas.ids import derived_id
+from streams.connection import Streams
+from streams.subscriber import TakenCall
+
+STARTED_DELAY_S = 0.02
+"""`agent.started` waits this long for another fact to travel with: most fast agents settle before."""
+
+
+class Journal:
+    """Records the facts of one delivery of a call, and knows those of earlier deliveries."""
+
+    def __init__(self, streams: Streams, taken: TakenCall, *, lease_ms: int) -> None:
+        self.call = taken.call
+        self.delivery = taken.delivery
+        self._streams = streams
+        self._lease_ms = lease_ms
+        self._ordinal = -1
+        self._recorded: dict[int, list[AgentEvent]] = {}
+        self._last_recorder = 1
+        """The newest delivery that recorded anything: if it was not this one, it died after that."""
+        self.answered_live = False
+        """Has a live LLM request of this delivery been answered? Until then, an earlier one may have been in flight."""
+        started = AgentStarted(
+            agent_id=self.call.agent_id,
+            call_id=self.call.call_id,
+            delivery=self.delivery.delivery,
+            worker=self.delivery.worker,
+        )
+        self._started: AgentEvent | None = self.event(started, "started", self.delivery.delivery)
+        self._flush: asyncio.Task[None] | None = None
+
+    async def load(self) -> None:
+        """Read what earlier deliveries recorded."""
+        keys = [key for key in self.delivery.steps if not key.startswith("started")]
+        events = await self._streams.log.fetch(self.call.tenant_id, [self.delivery.steps[key] for key in keys])
+        for key, event in zip(keys, events, strict=True):
+            self._recorded.setdefault(int(key.partition(".")[0]), []).append(event)
+            self._last_recorder = max(self._last_recorder, int(key.rpartition("@")[2]))
+        for found in self._recorded.values():
+            found.sort(key=lambda event: tuple(map(int, (event.position or "0-0").split("-"))))
+
+    def announce(self) -> None:
+        """Record `agent.started` soon, unless another fact takes it along before."""
+        asyncio.get_running_loop().call_later(STARTED_DELAY_S, self._record_started)
+
+    def _record_started(self) -> None:
+        if self._started is not None:
+            self._flush = asyncio.create_task(self._record(f"started@{self.delivery.delivery}", []))
+
+    async def close(self) -> None:
+        """Wait for a fact that is still on its way."""
+        if self._flush is not None:
+            with contextlib.suppress(HeadwaterError):
+                await self._flush
+
+    def next_ordinal(self) -> int:
+        """The ordinal of the agent's next request or step."""
+        self._ordinal += 1
+        return self._ordinal
+
+    def recorded(self, ordinal: int) -> list[AgentEvent]:
+        """The facts that earlier deliveries recorded at this ordinal, oldest first."""
+        return self._recorded.get(ordinal, [])
+
+    def lost_delivery(self) -> int | None:
+        """The earlier delivery that may have had a request in flight when it died, or None.
+
+        A delivery records what its predecessor may have lost before it sends anything itself, so only the last one
+        that recorded anything can have sent a request that nobody recorded.
+        """
+        if self.delivery.delivery == 1 or self.answered_live:
+            return None
+        return self._last_recorder
+
+    def attempt_id(self, ordinal: int, attempt: int, delivery: int | None = None) -> str:
+        """The id of the event of an LLM attempt, known before the request is sent."""
+        return derived_id(self.call.call_id, "llm", ordinal, attempt, delivery or self.delivery.delivery)
+
+    def event(self, body: EventBody, *cause: str | int, event_id: str | None = None) -> AgentEvent:
+        """An event of this call's agent."""
+        return AgentEvent(
+            id=event_id or derived_id(self.call.call_id, *cause),
+            tenant_id=self.call.tenant_id,
+            session_id=self.call.session_id,
+            task_id=self.call.task_id,
+            priority=self.call.priority,
+            source_agent_id=self.call.agent_id,
+            call_chain=self.call.call_chain,
+            parent_event_id=self.call.ordered_by,
+            at=datetime.now(UTC),
+            body=body,
+        )
+
+    async def record_attempt(self, body: LlmAttempted) -> AgentEvent:
+        """Record one LLM attempt. Returns once it is in the log; raises `StaleLeaseError` if this worker lost the call."""
+        event = self.event(body, event_id=self.attempt_id(body.ordinal, body.attempt, body.delivery))
+        await self._record(f"{body.ordinal}.{body.attempt}@{self.delivery.delivery}", [event])
+        return event
+
+    async def record_step(self, body: StepRecorded) -> None:
+        """Record a finished step. Raises `StaleLeaseError` if this worker lost the call."""
+        event = self.event(body, "step", body.ordinal, self.delivery.delivery)
+        await self._record(f"{body.ordinal}.0@{self.delivery.delivery}", [event])
+
+    async def _record(self, key: str, events: list[AgentEvent]) -> None:
+        blobs: dict[str, bytes] = {}
+        facts = [encode(event, blobs) for event in self.final(events)]
+        await self._streams.functions.record(self.delivery, lease_ms=self._lease_ms, key=key, facts=facts, blobs=blobs)
+
+    def final(self, events: list[AgentEvent]) -> list[AgentEvent]:
+        """`events`, with `agent.started` in front if it is not in the log yet."""
+        started, self._started = self._started, None
+        return events if started is None else [started, *events]
+
+    async def resolve(self, value: Json) -> Json:
+        """A content of this tenant, read in full."""
+        return await self._streams.log.resolve(self.call.tenant_id, value)

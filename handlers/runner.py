@@ -1,0 +1,111 @@
+"""Runs the agents: a call comes in, the agent is invoked, its facts go out to be settled."""
+
+import time
+
+import structlog
+
+from handlers.context import HandOver, TaskContext, jsonable
+from handlers.journal import Journal
+from handlers.llm import LlmService
+from handlers.registry import AgentRegistry
+from schemas.bodies import AgentCompleted, AgentFailed, EventBody, HandoffProposed
+from schemas.errors import StaleLeaseError, UnavailableError
+from schemas.event import AgentEvent
+from schemas.task import Task
+from streams.connection import Streams
+from streams.subscriber import TakenCall
+
+logger = structlog.get_logger(__name__)
+
+MAX_DELIVERIES = 5
+"""A call that was given out this often, and whose workers all died, is not run again: it may be what kills them."""
+
+
+class AgentRunner:
+    """Executes calls. `handle` is a FastStream handler; what it returns settles the call."""
+
+    def __init__(self, streams: Streams, registry: AgentRegistry, llm: LlmService, *, lease_ms: int) -> None:
+        self._streams = streams
+        self._registry = registry
+        self._llm = llm
+        self._lease_ms = lease_ms
+
+    async def handle(self, taken: TakenCall) -> list[AgentEvent]:
+        """Run the agent of a call.
+
+        Raises:
+            StaleLeaseError: another worker has the call now; nothing is to be written.
+            UnavailableError: Redis is away; the call will be delivered again.
+        """
+        clock = time.perf_counter_ns()
+        journal = Journal(self._streams, taken, lease_ms=self._lease_ms)
+        try:
+            bodies = await self._run(journal, clock)
+        except (StaleLeaseError, UnavailableError):
+            raise
+        except Exception as error:
+            bodies = [self._failed(journal, clock, type(error).__name__, str(error))]
+        finally:
+            await journal.close()
+        logger.debug(
+            "call_handled",
+            tenant=taken.call.tenant_id,
+            session=taken.call.session_id,
+            task=taken.call.task_id,
+            agent=taken.call.agent_id,
+            call=taken.call.call_id,
+            delivery=taken.delivery.delivery,
+            outcome=bodies[0].type,
+            duration_us=_since(clock),
+        )
+        return journal.final([journal.event(body, "end", n) for n, body in enumerate(bodies)])
+
+    async def _run(self, journal: Journal, clock: int) -> list[EventBody]:
+        call = journal.call
+        if journal.delivery.delivery > MAX_DELIVERIES:
+            text = f"{MAX_DELIVERIES} workers died or lost their lease while running this call"
+            return [self._failed(journal, clock, "WorkerLost", text)]
+        if journal.delivery.steps:
+            await journal.load()
+        journal.announce()
+        agent = self._registry.get(call.agent_id)
+        task = Task(
+            tenant_id=call.tenant_id,
+            session_id=call.session_id,
+            task_id=call.task_id,
+            type=call.task_type,
+            text=await journal.resolve(call.text),
+            data=await journal.resolve(call.data) or {},
+            priority=call.priority,
+        )
+        handoff = call.handoff
+        if handoff is not None:
+            handoff = handoff.model_copy(update={"content": await journal.resolve(handoff.content)})
+        result = await agent.invoke(task, TaskContext(journal, self._llm, handoff))
+        handed_over = isinstance(result, HandOver)
+        completed = AgentCompleted(
+            agent_id=call.agent_id,
+            call_id=call.call_id,
+            delivery=journal.delivery.delivery,
+            result=None if handed_over else jsonable(result),
+            handed_over=handed_over,
+            duration_us=_since(clock),
+        )
+        if isinstance(result, HandOver):
+            return [completed, HandoffProposed(call_id=call.call_id, payload=result.proposal)]
+        return [completed]
+
+    @staticmethod
+    def _failed(journal: Journal, clock: int, error_class: str, error: str) -> AgentFailed:
+        return AgentFailed(
+            agent_id=journal.call.agent_id,
+            call_id=journal.call.call_id,
+            delivery=journal.delivery.delivery,
+            error_class=error_class,
+            error=error[:2000],
+            duration_us=_since(clock),
+        )
+
+
+def _since(clock: int) -> int:
+    return (time.perf_counter_ns() - clock) // 1000
