@@ -1,0 +1,87 @@
+"""The composition root: builds the parts of a process from settings, and wires handlers to the log."""
+
+import os
+import socket
+from collections.abc import Sequence
+
+from faststream.redis import RedisBroker, RedisClusterBroker
+from redis.asyncio.cluster import RedisCluster
+
+from handlers.decider import DECIDER, Decider
+from handlers.llm import LlmService, RetryPolicy
+from handlers.prices import PriceTable
+from handlers.provider import LitellmProvider, Provider
+from handlers.runner import AgentRunner
+from handlers.strictness import StrictnessConfig
+from handlers.supervisor import WANTED, Rules
+from handlers.team import Team
+from headwater.settings import Settings
+from schemas.event import AgentEvent
+from streams.connection import Streams
+from streams.functions import Commit
+from streams.subscriber import CallSubscriber, LeasedRound, LogSubscriber, TakenCall, settle_middleware
+
+MAX_TENANTS_PER_ROUND = 64
+PROJECTOR = "projector"
+
+
+def worker_name() -> str:
+    """A name for this process that no other process has: the fencing token of its calls contains it."""
+    return f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
+
+
+def make_llm(settings: Settings, provider: Provider | None = None) -> LlmService:
+    """The LLM service that the settings describe."""
+    return LlmService(
+        provider=provider or LitellmProvider(settings.llm_base_url, settings.llm_api_key),
+        tiers={"fast": settings.fast_models, "reasoning": settings.reasoning_models},
+        prices=PriceTable.load(settings.prices),
+        retry=RetryPolicy(
+            attempts_per_model=settings.llm_attempts,
+            base_delay_ms=settings.llm_retry_ms,
+            timeout_s=settings.llm_timeout_s,
+        ),
+    )
+
+
+def make_broker(redis_url: str, streams: Streams) -> RedisBroker:
+    """A FastStream broker whose handlers' results are settled on the log."""
+    kind = RedisClusterBroker if isinstance(streams.redis, RedisCluster) else RedisBroker
+    return kind(redis_url, middlewares=[settle_middleware(streams)], logger=None, graceful_timeout=30.0)
+
+
+def add_decider(broker: RedisBroker, streams: Streams, team: Team, settings: Settings) -> LogSubscriber:
+    """The supervisor, deciding on every tenant's log."""
+    decider = Decider(streams.log, Rules(team, StrictnessConfig()))
+    subscriber = LogSubscriber(
+        broker,
+        streams,
+        DECIDER,
+        lease_ms=settings.lease_ms,
+        max_tenants=MAX_TENANTS_PER_ROUND,
+        types=WANTED,
+        states=True,
+    )
+
+    @subscriber
+    async def decide(leased: LeasedRound) -> list[Commit]:
+        """Routes tasks, judges handoffs, and ends tasks: facts of the log in, decisions and calls out."""
+        return await decider.handle(leased)
+
+    return subscriber
+
+
+def add_runner(
+    broker: RedisBroker, streams: Streams, team: Team, llm: LlmService, settings: Settings, worker: str
+) -> CallSubscriber:
+    """The agents, running the calls that the supervisor ordered."""
+    runner = AgentRunner(streams, team.registry, llm, lease_ms=settings.lease_ms)
+    capacity = {agent.agent_id: agent.registration.max_concurrent_tasks for agent in team.registry}
+    subscriber = CallSubscriber(broker, streams, worker, lease_ms=settings.lease_ms, capacity=capacity)
+
+    @subscriber
+    async def run_agent(taken: TakenCall) -> list[AgentEvent]:
+        """Runs one agent once: a call in, the facts that settle it out."""
+        return await runner.handle(taken)
+
+    return subscriber

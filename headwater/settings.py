@@ -1,0 +1,60 @@
+"""Every setting, read once from the environment by the composition root."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+Models = Annotated[tuple[str, ...], NoDecode]
+
+
+class Settings(BaseSettings):
+    """Headwater's settings. Each is an environment variable; docs/settings.md is made from this class."""
+
+    model_config = SettingsConfigDict(env_prefix="HEADWATER_", extra="ignore", frozen=True, populate_by_name=True)
+
+    data: Path = Field(default=Path(".headwater"), description="Data directory of the embedded servers and of `up`.")
+    redis_url: str | None = Field(
+        default=None, validation_alias="REDIS_URL", description="Redis to use. Not set: an embedded one is started."
+    )
+    database_url: str | None = Field(
+        default=None,
+        validation_alias="DATABASE_URL",
+        description="PostgreSQL to use. Not set: an embedded one is started.",
+    )
+    redis_binary: str | None = Field(default=None, description="Redis or Valkey server binary for the embedded Redis.")
+    shards: int = Field(default=16, ge=1, le=4096, description="Shards of the log, fixed at its first start.")
+    agents: str | None = Field(default=None, description="The team to run, as `module:object`.")
+    workers: int = Field(default=2, ge=1, le=256, description="Worker processes that `up` keeps running.")
+    port: int = Field(default=8080, ge=0, le=65535, description="Port of the HTTP application of `up`.")
+    host: str = Field(default="127.0.0.1", description="Address that the HTTP application of `up` listens on.")
+    fast_models: Models = Field(
+        default=("openai/gpt-4o-mini",), description="Models of the tier `fast`, comma-separated, in order of fallback."
+    )
+    reasoning_models: Models = Field(
+        default=("openai/o4-mini",), description="Models of the tier `reasoning`, comma-separated, in order of fallback."
+    )
+    llm_base_url: str | None = Field(default=None, description="Base URL for all models, such as a proxy's or simulator's.")
+    llm_api_key: str | None = Field(default=None, description="API key for `HEADWATER_LLM_BASE_URL`.", repr=False)
+    llm_timeout_s: float = Field(default=60.0, gt=0, description="Seconds that one LLM request may take.")
+    llm_attempts: int = Field(default=4, ge=1, le=20, description="Attempts per model before the tier's next one.")
+    llm_retry_ms: int = Field(default=500, ge=0, description="First delay between two attempts; it doubles.")
+    prices: Path | None = Field(default=None, description="JSON price file in LiteLLM's format, over the bundled prices.")
+    lease_ms: int = Field(default=10_000, ge=100, description="How long a worker may be silent before its work is redone.")
+    idempotency_hours: int = Field(default=24, ge=1, description="How long an idempotency key is remembered.")
+    tenant_labels: int = Field(default=100, ge=1, description="Tenants with labels of their own in /metrics.")
+    log_level: str = Field(default="info", description="debug, info, warning or error.")
+    fsync: str = Field(default="everysec", description="appendfsync of the embedded Redis: everysec or always.")
+
+    @field_validator("fast_models", "reasoning_models", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(m.strip() for m in value.split(",") if m.strip()) if isinstance(value, str) else value
+
+
+@lru_cache
+def get_settings() -> Settings:
+    """The settings of this process, read once."""
+    return Settings()
