@@ -107,7 +107,7 @@ class Journal:
         )
 
     async def record_attempt(self, body: LlmAttempted) -> AgentEvent:
-        """Record one LLM attempt. Returns once it is in the log; raises `StaleLeaseError` if this worker lost the call."""
+        """Record one LLM attempt. Raises `StaleLeaseError` if this worker lost the call."""
         event = self.event(body, event_id=self.attempt_id(body.ordinal, body.attempt, body.delivery))
         await self._record(f"{body.ordinal}.{body.attempt}@{self.delivery.delivery}", [event])
         return event

@@ -33,7 +33,7 @@ class RetryPolicy:
 
     def delay_s(self, failed: int, retry_after_s: float | None) -> float:
         """Seconds to wait after `failed` failures: doubling, or what the provider asks for, up to the maximum."""
-        backoff = self.base_delay_ms * 2 ** (failed - 1) / 1000
+        backoff: float = self.base_delay_ms * 2 ** (failed - 1) / 1000
         return min(max(backoff, retry_after_s or 0.0), self.max_delay_ms / 1000)
 
 
@@ -126,7 +126,9 @@ class LlmClient:
     async def _run(self, request: _Request, earlier: list[LlmAttempted]) -> Completion:
         models = self._service.tiers.get(request.tier)
         if not models:
-            raise ConfigurationError(f"tier {request.tier!r} has no models: set HEADWATER_{request.tier.upper()}_MODELS")
+            raise ConfigurationError(
+                f"tier {request.tier!r} has no models: set HEADWATER_{request.tier.upper()}_MODELS"
+            )
         attempt = max((body.attempt for body in earlier), default=0)
         lost = self._journal.lost_delivery()
         if lost is not None:

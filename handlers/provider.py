@@ -57,7 +57,14 @@ class Provider(Protocol):
     """One request to a model."""
 
     async def complete(
-        self, model: str, messages: Messages, params: dict[str, Any], *, attempt_id: str, agent_id: str, timeout_s: float
+        self,
+        model: str,
+        messages: Messages,
+        params: dict[str, Any],
+        *,
+        attempt_id: str,
+        agent_id: str,
+        timeout_s: float,
     ) -> ProviderAnswer:
         """The answer. Raises `ProviderFailureError`."""
         ...
@@ -86,7 +93,14 @@ class LitellmProvider:
         return self._litellm
 
     async def complete(
-        self, model: str, messages: Messages, params: dict[str, Any], *, attempt_id: str, agent_id: str, timeout_s: float
+        self,
+        model: str,
+        messages: Messages,
+        params: dict[str, Any],
+        *,
+        attempt_id: str,
+        agent_id: str,
+        timeout_s: float,
     ) -> ProviderAnswer:
         """One request, no hidden retries. The attempt's id travels in a header, so that bills can be matched."""
         litellm = self._import()

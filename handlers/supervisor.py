@@ -1,7 +1,7 @@
 """The supervisor: a pure decider. `decide(state, event) -> decisions`, `evolve(state, event) -> state`.
 
 No I/O, no clock, no randomness: the same events always give the same decisions, which is what makes a recorded log
-provable (I5). An agent's work goes: routed → (handed over → checked → called)* → completed, or failed → backup → failed.
+provable (I5). A task goes: routed → (handed over → checked → called)* → completed, or failed → backup → failed.
 """
 
 from collections.abc import Mapping
@@ -208,9 +208,7 @@ def _fail(reason: str) -> Decision:
     return Decision(TaskFailed(reason=reason), (USER, SUPERVISOR))
 
 
-def _replace(
-    state: TaskState, call_id: str, errors: tuple[AgentError, ...], event: AgentEvent, team: Team
-) -> Decision:
+def _replace(state: TaskState, call_id: str, errors: tuple[AgentError, ...], event: AgentEvent, team: Team) -> Decision:
     """A call came to nothing: its agent's backup gets it, once; else the task fails with every reason (row A5)."""
     call = state.calls[call_id]
     backup = None if call.is_backup or call.agent_id not in team.registry else team.registry.get_backup(call.agent_id)

@@ -2,7 +2,6 @@
 
 import os
 import socket
-from collections.abc import Sequence
 
 from faststream.redis import RedisBroker, RedisClusterBroker
 from redis.asyncio.cluster import RedisCluster
@@ -47,7 +46,7 @@ def make_llm(settings: Settings, provider: Provider | None = None) -> LlmService
 def make_broker(redis_url: str, streams: Streams) -> RedisBroker:
     """A FastStream broker whose handlers' results are settled on the log."""
     kind = RedisClusterBroker if isinstance(streams.redis, RedisCluster) else RedisBroker
-    return kind(redis_url, middlewares=[settle_middleware(streams)], logger=None, graceful_timeout=30.0)
+    return kind(redis_url, middlewares=[settle_middleware(streams)], logger=None, graceful_timeout=30.0)  # type: ignore[arg-type]  # None means no log lines of its own
 
 
 def add_decider(broker: RedisBroker, streams: Streams, team: Team, settings: Settings) -> LogSubscriber:

@@ -34,15 +34,22 @@ class Settings(BaseSettings):
         default=("openai/gpt-4o-mini",), description="Models of the tier `fast`, comma-separated, in order of fallback."
     )
     reasoning_models: Models = Field(
-        default=("openai/o4-mini",), description="Models of the tier `reasoning`, comma-separated, in order of fallback."
+        default=("openai/o4-mini",),
+        description="Models of the tier `reasoning`, comma-separated, in order of fallback.",
     )
-    llm_base_url: str | None = Field(default=None, description="Base URL for all models, such as a proxy's or simulator's.")
+    llm_base_url: str | None = Field(
+        default=None, description="Base URL for all models, such as a proxy's or simulator's."
+    )
     llm_api_key: str | None = Field(default=None, description="API key for `HEADWATER_LLM_BASE_URL`.", repr=False)
     llm_timeout_s: float = Field(default=60.0, gt=0, description="Seconds that one LLM request may take.")
     llm_attempts: int = Field(default=4, ge=1, le=20, description="Attempts per model before the tier's next one.")
     llm_retry_ms: int = Field(default=500, ge=0, description="First delay between two attempts; it doubles.")
-    prices: Path | None = Field(default=None, description="JSON price file in LiteLLM's format, over the bundled prices.")
-    lease_ms: int = Field(default=10_000, ge=100, description="How long a worker may be silent before its work is redone.")
+    prices: Path | None = Field(
+        default=None, description="JSON price file in LiteLLM's format, over the bundled prices."
+    )
+    lease_ms: int = Field(
+        default=10_000, ge=100, description="How long a worker may be silent before its work is redone."
+    )
     idempotency_hours: int = Field(default=24, ge=1, description="How long an idempotency key is remembered.")
     tenant_labels: int = Field(default=100, ge=1, description="Tenants with labels of their own in /metrics.")
     log_level: str = Field(default="info", description="debug, info, warning or error.")

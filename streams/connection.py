@@ -89,7 +89,7 @@ def _check_server(info: dict[str, object]) -> None:
 
 async def _check_shards(redis: RedisClient, shards: int) -> None:
     await redis.hsetnx(META, "shards", shards)
-    found = int(await redis.hget(META, "shards"))
+    found = int(await redis.hget(META, "shards") or 0)
     if found != shards:
         raise ConfigurationError(
             f"this log has {found} shards and cannot be opened with {shards}: set HEADWATER_SHARDS={found}"

@@ -3,7 +3,9 @@
 import asyncio
 import time
 
-from streams.functions import RedisClient, RedisCluster
+from redis.asyncio.cluster import RedisCluster
+
+from streams.functions import RedisClient
 from streams.keys import Keys
 
 SWEEP_S = 1.0
@@ -71,7 +73,10 @@ class Doorbell:
 
     async def _block(self, group: list[int]) -> int | None:
         popped = await self._redis.blpop([self._bells[shard] for shard in group], timeout=SWEEP_S)
-        return None if popped is None else self._bells.index(popped[0].decode())
+        if popped is None:
+            return None
+        name = popped[0]
+        return self._bells.index(name.decode() if isinstance(name, bytes) else name)
 
     async def _listen(self) -> None:
         cold = [shard for shard in range(len(self._bells)) if shard not in self._hot]

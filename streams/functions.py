@@ -27,7 +27,8 @@ log = structlog.get_logger(__name__)
 RedisClient = Redis | RedisCluster
 Fields = list[str | bytes]
 """The values of one log entry, in the order of `schemas.event.FIELDS`."""
-Blobs = list[tuple[str, bytes]]
+_Group = tuple[str, int, list[tuple[dict[str, Any], asyncio.Future[Any]]]]
+"""What one FCALL carries: function, shard, and (item, future of its reply) pairs."""
 
 MAX_PIPELINES = 2
 """How many pipelines are on their way at once: one is prepared here while the server works on the other."""
@@ -107,19 +108,49 @@ class Functions:
         self._flushers: set[asyncio.Task[None]] = set()
         self._scheduled = False
 
-    async def append(self, tenant_id: str, *, key: str, fingerprint: str, ttl_ms: int, task_id: str, fact: Fields,
-                     blobs: dict[str, bytes]) -> tuple[str, str, str]:
+    async def append(
+        self,
+        tenant_id: str,
+        *,
+        key: str,
+        fingerprint: str,
+        ttl_ms: int,
+        task_id: str,
+        fact: Fields,
+        blobs: dict[str, bytes],
+    ) -> tuple[str, str, str]:
         """Append a producer's fact once per `key`. Returns ("new" | "duplicate" | "conflict", position, task id)."""
-        item = {"tenant": tenant_id, "key": key, "fingerprint": fingerprint, "ttl_ms": ttl_ms, "task": task_id,
-                "fact": fact, "blobs": list(blobs.items())}
+        item = {
+            "tenant": tenant_id,
+            "key": key,
+            "fingerprint": fingerprint,
+            "ttl_ms": ttl_ms,
+            "task": task_id,
+            "fact": fact,
+            "blobs": list(blobs.items()),
+        }
         outcome, position, task = await self._call("append", self.keys.shard_of(tenant_id), item)
         return outcome, position, task
 
-    async def lease(self, shards: Sequence[int], reader: str, *, lease_ms: int, max_tenants: int, max_entries: int,
-                    types: Iterable[str] | None = None, states: bool = False) -> list[list[TenantBatch]]:
+    async def lease(
+        self,
+        shards: Sequence[int],
+        reader: str,
+        *,
+        lease_ms: int,
+        max_tenants: int,
+        max_entries: int,
+        types: Iterable[str] | None = None,
+        states: bool = False,
+    ) -> list[list[TenantBatch]]:
         """For each shard, its next ready tenants for `reader`, each with a batch to commit within `lease_ms`."""
-        item: dict[str, Any] = {"reader": reader, "lease_ms": lease_ms, "max_tenants": max_tenants,
-                                "max_entries": max_entries, "states": states}
+        item: dict[str, Any] = {
+            "reader": reader,
+            "lease_ms": lease_ms,
+            "max_tenants": max_tenants,
+            "max_entries": max_entries,
+            "states": states,
+        }
         if types is not None:
             item["types"] = dict.fromkeys(types, True)
         replies = await _all([self._submit("lease", shard, item) for shard in shards])
@@ -145,8 +176,9 @@ class Functions:
         ]  # fmt: skip
         return [reply == 1 for reply in await _all(futures)]
 
-    async def take(self, wants: Sequence[tuple[int, Sequence[tuple[str, int]]]], worker: str, *,
-                   lease_ms: int) -> list[list[Delivery]]:
+    async def take(
+        self, wants: Sequence[tuple[int, Sequence[tuple[str, int]]]], worker: str, *, lease_ms: int
+    ) -> list[list[Delivery]]:
         """For each (shard, [(agent, count), …]), up to `count` calls for each agent, in fair order over tenants."""
         futures = [
             self._submit("take", shard, {"worker": worker, "lease_ms": lease_ms, "wants": agents})
@@ -154,15 +186,17 @@ class Functions:
         ]
         return [
             [
-                Delivery(shard, tenant, agent, call, number, worker, body,
-                         dict(zip(steps[::2], steps[1::2], strict=True)))
+                Delivery(
+                    shard, tenant, agent, call, number, worker, body, dict(zip(steps[::2], steps[1::2], strict=True))
+                )
                 for tenant, agent, call, number, body, steps in reply
             ]
             for (shard, _), reply in zip(wants, await _all(futures), strict=True)
         ]
 
-    async def record(self, delivery: Delivery, *, lease_ms: int, key: str, facts: list[Fields],
-                     blobs: dict[str, bytes]) -> None:
+    async def record(
+        self, delivery: Delivery, *, lease_ms: int, key: str, facts: list[Fields], blobs: dict[str, bytes]
+    ) -> None:
         """Append facts of a running call under a step key, once; the last fact is the step's. Renews the lease.
 
         Raises:
@@ -217,29 +251,22 @@ class Functions:
                 for i in range(0, len(items), MAX_ITEMS_PER_CALL)
             ])  # fmt: skip
 
-    async def _send(self, groups: list[tuple[str, int, list[tuple[dict[str, Any], asyncio.Future[Any]]]]]) -> None:
+    async def _send(self, groups: list[_Group]) -> None:
         try:
             with redis_errors():
                 replies = await self._execute(groups)
-        except UnavailableError as error:
-            replies = [error] * len(groups)
-        except BaseException as error:
-            for _, _, items in groups:
-                for _, future in items:
-                    future.cancel() if isinstance(error, asyncio.CancelledError) else _fail(future, error)
+        except asyncio.CancelledError:
+            _settle_all(groups, UnavailableError("Redis was disconnected from while a call was on its way"))
             raise
+        except Exception as error:
+            _settle_all(groups, error)
+            return
         for (_, _, items), reply in zip(groups, replies, strict=True):
-            if isinstance(reply, Exception):
-                for _, future in items:
-                    _fail(future, reply)
-                continue
-            for (_, future), value in zip(items, unpack(reply), strict=True):
-                if isinstance(value, list) and value and value[0] == "error":
-                    _fail(future, FunctionError(f"a function refused an item: {value[1]}"))
-                elif not future.done():
-                    future.set_result(value)
+            values = [reply] * len(items) if isinstance(reply, Exception) else unpack(reply)
+            for (_, future), value in zip(items, values, strict=True):
+                _settle(future, value)
 
-    async def _execute(self, groups: list[tuple[str, int, list[tuple[dict[str, Any], Any]]]]) -> list[Any]:
+    async def _execute(self, groups: list[_Group]) -> list[Any]:
         commands = [
             ("FCALL", f"hw_{name}", 1, self.keys.prefixes[shard], pack([item for item, _ in items]))
             for name, shard, items in groups
@@ -289,9 +316,21 @@ def unpack(data: bytes) -> Any:
     return msgpack.unpackb(data, unicode_errors="surrogateescape")
 
 
-def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
-    if not future.done():
-        future.set_exception(error)
+def _settle(future: asyncio.Future[Any], value: Any) -> None:
+    if future.done():
+        return
+    if isinstance(value, BaseException):
+        future.set_exception(value)
+    elif isinstance(value, list) and value and value[0] == "error":
+        future.set_exception(FunctionError(f"a function refused an item: {value[1]}"))
+    else:
+        future.set_result(value)
+
+
+def _settle_all(groups: list[_Group], error: Exception) -> None:
+    for _, _, items in groups:
+        for _, future in items:
+            _settle(future, error)
 
 
 async def load_library(redis: RedisClient) -> None:

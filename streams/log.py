@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
+from typing import Any
 
 import orjson
 
@@ -21,7 +22,7 @@ def _text(value: bytes) -> str:
     return value.decode(errors="surrogateescape")
 
 
-def _entries(reply: list[tuple[bytes, list[bytes] | dict[bytes, bytes]]]) -> list[Entry]:
+def _entries(reply: Any) -> list[Entry]:
     entries: list[Entry] = []
     for position, fields in reply:
         flat = [item for pair in fields.items() for item in pair] if isinstance(fields, dict) else fields

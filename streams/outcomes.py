@@ -42,7 +42,7 @@ class Outcomes:
         if self._listener is not None:
             self._listener.cancel()
             await asyncio.gather(self._listener, return_exceptions=True)
-        await self._pubsub.aclose()
+        await self._pubsub.aclose()  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
 
     async def submit_and_wait(self, bus: TenantEventBus, task: NewTask) -> TaskOutcome:
         """Submit a task and wait for its outcome. Waits for ever: bound it with `asyncio.timeout`."""
@@ -91,7 +91,9 @@ class Outcomes:
         body = event.body
         assert isinstance(body, TaskCompleted | TaskFailed)
         values = {"": getattr(body, "result", None), **{f".{k}": v for k, v in body.agent_results.items()}}
-        resolved = {k: await self._streams.log.resolve(event.tenant_id, v) if blob_of(v) else v for k, v in values.items()}
+        resolved = {
+            k: await self._streams.log.resolve(event.tenant_id, v) if blob_of(v) else v for k, v in values.items()
+        }
         return TaskOutcome(
             tenant_id=event.tenant_id,
             task_id=event.task_id,

@@ -12,7 +12,7 @@ What a handler returns is written by the settle middleware, in one atomic step a
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ from faststream.redis.subscriber.usecases import LogicSubscriber
 from pydantic import ValidationError
 
 from schemas.call import Call
-from schemas.errors import StaleLeaseError
+from schemas.errors import ConfigurationError, StaleLeaseError
 from schemas.event import AgentEvent, encode
 from streams.connection import Streams
 from streams.doorbell import Doorbell
@@ -108,6 +108,13 @@ class _ReadySubscriber(LogicSubscriber):
         await super().stop()
         await self.doorbell.close()
 
+    async def get_one(self, *, timeout: float = 5) -> None:  # noqa: ASYNC109  # the signature is FastStream's
+        """Not offered: what is read here must be committed, and only a handler's result is."""
+        raise ConfigurationError("this subscriber is read by its handler only")
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        raise ConfigurationError("this subscriber is read by its handler only")
+
 
 class LogSubscriber(_ReadySubscriber):
     """Leases batches of the tenants' logs for `reader`, one round at a time.
@@ -145,7 +152,7 @@ class LogSubscriber(_ReadySubscriber):
                 self.doorbell.cold(shard)
         found = [batch for batches in leased for batch in batches]
         if found:
-            await self.process_message(LeasedRound(self.reader, found))  # type: ignore[arg-type]  # our message type
+            await self.process_message(LeasedRound(self.reader, found))
 
 
 class CallSubscriber(_ReadySubscriber):
@@ -213,7 +220,7 @@ class CallSubscriber(_ReadySubscriber):
         # Without a settle the lease ends, and the call is delivered again, to this or another worker.
         try:
             taken = TakenCall(delivery, Call.model_validate_json(delivery.body))
-            await self.process_message(taken)  # type: ignore[arg-type]  # our own message type
+            await self.process_message(taken)
         except StaleLeaseError as error:
             logger.warning("lease_lost", tenant=delivery.tenant_id, call=delivery.call_id, error=str(error))
         except (ValidationError, Exception) as error:
@@ -236,10 +243,11 @@ def settle_middleware(streams: Streams) -> type[BaseMiddleware[Any, Any]]:
     class SettleMiddleware(BaseMiddleware[Any, Any]):
         async def consume_scope(self, call_next: Callable[[Any], Awaitable[Any]], msg: StreamMessage[Any]) -> None:
             result = await call_next(msg)
-            if isinstance(msg.body, TakenCall):
-                await _settle(streams, msg.body.delivery, result)
+            message: TakenCall | LeasedRound = msg.raw_message
+            if isinstance(message, TakenCall):
+                await _settle(streams, message.delivery, result)
             else:
-                await _commit(streams, msg.body, result)
+                await _commit(streams, message, result)
 
     return SettleMiddleware
 
