@@ -9,9 +9,10 @@ import asyncio
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Literal, Protocol
 
-from schemas.money import TokenCounts
+from schemas.money import TokenCounts, plain
 
 Messages = Sequence[dict[str, Any]]
 
@@ -147,7 +148,7 @@ def _answer(response: Any) -> ProviderAnswer:
             output_text=usage.completion_tokens - reasoning,
             output_reasoning=reasoning,
         ),
-        reported_cost_usd=None if reported is None else str(reported),
+        reported_cost_usd=None if reported is None else plain(Decimal(str(reported))),
     )
 
 
@@ -157,7 +158,8 @@ _OTHER_MODEL = frozenset({401, 402, 403, 404})
 
 def _failure(error: Exception) -> ProviderFailureError:
     name, text = type(error).__name__, str(error)
-    causes = {type(cause).__name__ for cause in _chain(error)}
+    chain = list(_chain(error))
+    causes = {type(cause).__name__ for cause in chain}
     headers = getattr(error, "litellm_response_headers", None)
     if "ConnectError" in causes:
         # The request never left.
@@ -169,7 +171,8 @@ def _failure(error: Exception) -> ProviderFailureError:
         return ProviderFailureError(text, outcome="unknown", action="retry", error_class=error_class)
     status = getattr(error, "status_code", None)
     action: Literal["retry", "next_model", "give_up"] = "give_up"
-    if status in _OTHER_MODEL or "insufficient_quota" in text:
+    if status in _OTHER_MODEL or any(getattr(cause, "code", None) == "insufficient_quota" for cause in chain):
+        # An empty account arrives as a 429, which would be retried for nothing.
         action = "next_model"
     elif status in _SAME_MODEL:
         action = "retry"

@@ -15,6 +15,7 @@ from handlers.strictness import StrictnessConfig
 from handlers.supervisor import WANTED, Rules
 from handlers.team import Team
 from headwater.settings import Settings
+from projections.runner import Runner
 from schemas.event import AgentEvent
 from streams.connection import Streams
 from streams.functions import Commit
@@ -82,5 +83,19 @@ def add_runner(
     async def run_agent(taken: TakenCall) -> list[AgentEvent]:
         """Runs one agent once: a call in, the facts that settle it out."""
         return await runner.handle(taken)
+
+    return subscriber
+
+
+def add_projector(broker: RedisBroker, streams: Streams, runner: Runner, settings: Settings) -> LogSubscriber:
+    """The projections, reading every tenant's log."""
+    subscriber = LogSubscriber(
+        broker, streams, PROJECTOR, lease_ms=max(settings.lease_ms, 30_000), max_tenants=256, max_entries=2000
+    )
+
+    @subscriber
+    async def project(leased: LeasedRound) -> list[Commit]:
+        """Applies facts of the log to the read models, exactly once."""
+        return await runner.handle(leased)
 
     return subscriber

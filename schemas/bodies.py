@@ -13,10 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from schemas.content import Json
 from schemas.handoff import HandoffProposal
 from schemas.ids import AgentId
-from schemas.money import CostStatus, TokenCounts
+from schemas.money import CostStatus, Count, DecimalText, TokenCounts
 
 Content = Json
-Microseconds = Annotated[int, Field(ge=0)]
+Microseconds = Count
+Ordinal = Annotated[int, Field(ge=0, le=2**31 - 1)]
 RoutedBy = Literal["rules", "llm", "backup"]
 
 
@@ -101,7 +102,7 @@ class AgentStarted(EventBody):
 
     agent_id: AgentId
     call_id: str
-    delivery: int
+    delivery: Ordinal
     worker: str
 
 
@@ -116,7 +117,7 @@ class AgentCompleted(EventBody):
 
     agent_id: AgentId
     call_id: str
-    delivery: int
+    delivery: Ordinal
     result: Content = None
     handed_over: bool = False
     duration_us: Microseconds
@@ -129,7 +130,7 @@ class AgentFailed(EventBody):
 
     agent_id: AgentId
     call_id: str
-    delivery: int
+    delivery: Ordinal
     error_class: str
     error: str
     duration_us: Microseconds
@@ -146,9 +147,9 @@ class LlmAttempted(EventBody):
     type = "llm.attempted"
 
     call_id: str
-    ordinal: int
-    attempt: int
-    delivery: int
+    ordinal: Ordinal
+    attempt: Ordinal
+    delivery: Ordinal
     agent_id: AgentId
     tier: str
     requested_model: str
@@ -159,7 +160,7 @@ class LlmAttempted(EventBody):
     response: Content = None
     status: Literal["ok", "error", "cancelled", "unknown"]
     provider_response_id: str | None = None
-    http_status: int | None = None
+    http_status: Ordinal | None = None
     error_class: str | None = None
     error: str | None = None
     started_at: datetime
@@ -171,10 +172,10 @@ class LlmAttempted(EventBody):
     rates: dict[str, str] | None = None
     price_table: str | None = None
     """SHA-256 of the price table that `rates` came from."""
-    cost_usd: str | None = None
+    cost_usd: DecimalText | None = None
     """Exact decimal, computed here from `tokens` and `rates`."""
     cost_status: CostStatus
-    reported_cost_usd: str | None = None
+    reported_cost_usd: DecimalText | None = None
     """What LiteLLM says it cost; kept apart, for audit only."""
     diverged: bool = False
     """True when an earlier run had recorded another request at this ordinal, so this one ran live."""
@@ -186,8 +187,8 @@ class StepRecorded(EventBody):
     type = "step.recorded"
 
     call_id: str
-    ordinal: int
-    delivery: int
+    ordinal: Ordinal
+    delivery: Ordinal
     agent_id: AgentId
     name: str
     request_hash: str

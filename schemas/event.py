@@ -116,7 +116,7 @@ def decode(tenant_id: str, position: str, fields: Mapping[str, str]) -> AgentEve
         UnreadableEventError: the fields make no event known here. The text names the entry and the culprit.
     """
     try:
-        "".join(fields.values()).encode()
+        _check_text(fields)
         body = decode_body(fields["type"], fields["v"], fields["body"])
         return AgentEvent(
             id=fields["id"],
@@ -133,6 +133,13 @@ def decode(tenant_id: str, position: str, fields: Mapping[str, str]) -> AgentEve
         )
     except (UnreadableEventError, ValueError, KeyError, TypeError) as error:
         raise UnreadableEventError(f"entry {position} of tenant {tenant_id!r}: {_short(error)}") from error
+
+
+def _check_text(fields: Mapping[str, str]) -> None:
+    text = "".join(fields.values())
+    text.encode()
+    if "\x00" in text:
+        raise UnreadableEventError("a field holds a NUL character")
 
 
 def decode_body(event_type: str, version: str, data: str | bytes) -> EventBody:

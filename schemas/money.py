@@ -6,9 +6,14 @@ sum is plain (count x rate per class) and a model without rates is `unpriced`, n
 """
 
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+"""A whole number that survives JSON and PostgreSQL's bigint."""
+DecimalText = Annotated[str, Field(pattern=r"^-?[0-9]{1,20}(\.[0-9]{1,40})?$")]
+"""A decimal number in plain digits."""
 
 CostStatus = Literal["priced", "unpriced", "not_billed", "unknown"]
 """priced: computed from rates. unpriced: tokens known, no rates for the model. not_billed: the provider refused
@@ -20,11 +25,11 @@ class TokenCounts(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    input_uncached: int = Field(ge=0)
-    cache_read: int = Field(default=0, ge=0)
-    cache_write: int = Field(default=0, ge=0)
-    output_text: int = Field(default=0, ge=0)
-    output_reasoning: int = Field(default=0, ge=0)
+    input_uncached: Count
+    cache_read: Count = 0
+    cache_write: Count = 0
+    output_text: Count = 0
+    output_reasoning: Count = 0
 
     @property
     def total(self) -> int:

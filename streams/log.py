@@ -47,6 +47,12 @@ class Log:
         with redis_errors():
             return _entries(await self.redis.xrange(self.keys.log(tenant_id), f"({after}", "+", count=limit))
 
+    async def end(self, tenant_id: str) -> str:
+        """The position of the newest entry, "0-0" for an empty log."""
+        with redis_errors():
+            newest = _entries(await self.redis.xrevrange(self.keys.log(tenant_id), count=1))
+        return newest[0][0] if newest else "0-0"
+
     async def fetch(self, tenant_id: str, positions: Iterable[str]) -> list[AgentEvent]:
         """The events at exactly these positions. Raises `NotFoundError` if one is not in the stream any more."""
         wanted = list(positions)

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from types import TracebackType
 
 import structlog
 
@@ -24,7 +23,7 @@ READ_LIMIT = 1000
 
 
 class Outcomes:
-    """`async with Outcomes(streams) as outcomes: await outcomes.wait(accepted)`."""
+    """Waiters for the ends of tasks, of any tenants. Call `close` at the end."""
 
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
@@ -33,12 +32,8 @@ class Outcomes:
         self._subscribed: set[str] = set()
         self._listener: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> "Outcomes":
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def close(self) -> None:
+        """Stop listening."""
         if self._listener is not None:
             self._listener.cancel()
             await asyncio.gather(self._listener, return_exceptions=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from headwater.simulator.config import AnswerRule
+from headwater.simulator.config import PATTERN_FLAGS, PLACEHOLDER, AnswerRule
 
 _SENTENCES = (
     "Here is what I found after going through the request.",
@@ -34,7 +34,7 @@ def text_of(message: dict[str, Any]) -> str:
     content = message.get("content") or ""
     if isinstance(content, str):
         return content
-    return " ".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return " ".join(str(part.get("text") or "") for part in content)
 
 
 class Answers:
@@ -54,10 +54,8 @@ class Answers:
             found = in_user(user)
             if not found:
                 continue
-            if rule.json_ is not None:
-                return _fill(orjson.dumps(rule.json_).decode(), user, found, as_json=True)
-            options = [rule.answer] if isinstance(rule.answer, str) else rule.answer or [""]
-            return _fill(options[digest[1] % len(options)], user, found, as_json=False)
+            templates = rule.templates()
+            return _fill(templates[digest[1] % len(templates)], user, found, as_json=rule.json_ is not None)
         if (body.get("response_format") or {}).get("type") in ("json_object", "json_schema"):
             return orjson.dumps({"answer": _SENTENCES[digest[0] % len(_SENTENCES)]}).decode()
         count = 1 + digest[0] % 4
@@ -66,7 +64,7 @@ class Answers:
 
 def _search(pattern: str | None) -> Callable[[str], "re.Match[str] | None"]:
     # An empty pattern is found everywhere.
-    return re.compile(pattern or "", re.IGNORECASE | re.DOTALL).search
+    return re.compile(pattern or "", PATTERN_FLAGS).search
 
 
 def _fill(template: str, user: str, found: "re.Match[str]", *, as_json: bool) -> str:
@@ -75,7 +73,7 @@ def _fill(template: str, user: str, found: "re.Match[str]", *, as_json: bool) ->
         text = user[:USER_CHARS] if name is None else str(found.groupdict().get(name) or "")
         return orjson.dumps(text).decode()[1:-1] if as_json else text
 
-    return re.sub(r"\{\{user(?:\.(\w+))?\}\}", value, template)
+    return PLACEHOLDER.sub(value, template)
 
 
 def count_tokens(text: str) -> int:
@@ -106,5 +104,8 @@ def embedding(text: str, dimensions: int) -> list[float]:
         for i in range(8):
             index = int.from_bytes(digest[2 * i : 2 * i + 2], "big") % dimensions
             vector[index] += 1.0 if digest[16 + i] & 1 else -1.0
-    norm = math.sqrt(sum(x * x for x in vector)) or 1.0
+    norm = math.sqrt(sum(x * x for x in vector))
+    if norm == 0:
+        # Words that cancel each other out: a unit vector all the same.
+        return [1.0] + [0.0] * (dimensions - 1)
     return [x / norm for x in vector]

@@ -1,15 +1,66 @@
 """What a simulator is told: its seed, its prices, its script of answers and its faults."""
 
 import re
+from decimal import Decimal, InvalidOperation
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from schemas.errors import ConfigurationError
 
+PATTERN_FLAGS = re.IGNORECASE | re.DOTALL
+PLACEHOLDER = re.compile(r"\{\{user(?:\.(\w+))?\}\}")
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern, PATTERN_FLAGS)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+    return pattern
+
+
+def _dollars(rate: str | float) -> str | float:
+    try:
+        amount = Decimal(str(rate))
+    except InvalidOperation as error:
+        raise ValueError(f"{rate!r} is not a decimal number") from error
+    if not amount.is_finite() or amount < 0:
+        raise ValueError(f"{rate!r} is not a price: it has to be 0 or more")
+    return rate
+
+
+def _rates_only(entry: Any) -> Any:
+    # LiteLLM's table has some forty other keys a model, and null for a rate that is not known.
+    if not isinstance(entry, dict):
+        return entry
+    return {key: entry[key] for key in RATE_KEYS if entry.get(key) is not None}
+
+
+RATE_KEYS = (
+    "input_cost_per_token",
+    "cache_read_input_token_cost",
+    "cache_creation_input_token_cost",
+    "output_cost_per_token",
+    "output_cost_per_reasoning_token",
+)
+Prices = dict[
+    str, Annotated[dict[str, Annotated[str | float | int, AfterValidator(_dollars)]], BeforeValidator(_rates_only)]
+]
+"""US dollars per token by model and kind of token, as decimal strings or numbers. Other keys of an entry are left out."""
+Pattern = Annotated[str, AfterValidator(_compiles)]
 Rate = Annotated[float, Field(ge=0, le=1)]
 Milliseconds = Annotated[int, Field(ge=0, le=600_000)]
 
@@ -25,38 +76,40 @@ class AnswerRule(_Strict):
     `user` pattern. Several `answer`s are picked by the request's hash. `json` is sent as its JSON text.
     """
 
-    model: str | None = None
-    system: str | None = None
-    user: str | None = None
-    answer: str | list[str] | None = None
+    model: Pattern | None = None
+    system: Pattern | None = None
+    user: Pattern | None = None
+    answer: str | Annotated[list[str], Field(min_length=1)] | None = None
     json_: dict[str, Any] | None = Field(default=None, alias="json")
-
-    @field_validator("model", "system", "user")
-    @classmethod
-    def _compiles(cls, pattern: str | None) -> str | None:
-        if pattern is not None:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"is not a regular expression: {error}") from error
-        return pattern
 
     @model_validator(mode="after")
     def _answers(self) -> "AnswerRule":
         if (self.answer is None) == (self.json_ is None):
             raise ValueError("needs either 'answer' or 'json'")
+        groups = re.compile(self.user or "", PATTERN_FLAGS).groupindex
+        for template in self.templates():
+            for name in PLACEHOLDER.findall(template):
+                if name and name not in groups:
+                    raise ValueError(f"{{{{user.{name}}}}} needs a group (?P<{name}>…) in the 'user' pattern")
         return self
+
+    def templates(self) -> list[str]:
+        """The answers to pick from, placeholders unfilled; `json` as its text."""
+        if self.json_ is not None:
+            return [orjson.dumps(self.json_).decode()]
+        return [self.answer] if isinstance(self.answer, str) else list(self.answer or [])
 
 
 class FaultRule(_Strict):
     """What goes wrong for models whose name matches `model`. The first rule that fits a model counts.
 
     Rates are shares of requests, drawn by (seed, request hash, how often this request came before), so a run can be
-    repeated. `rate_drop` closes the connection before anything is billed, `rate_drop_billed` after, `rate_malformed`
-    sends broken JSON with status 200 (billed). `fail_first` makes the first tries of each request a 503.
+    repeated. `rate_drop` closes the connection before anything is billed; `rate_drop_billed` bills, sends half of the
+    answer and closes it; `rate_malformed` sends broken JSON with status 200 (billed). At most one of them happens to a
+    try, so the rates add up to 1 at most. `fail_first` makes the first tries of each request a 503.
     """
 
-    model: str = ".*"
+    model: Pattern = ".*"
     latency_ms: Milliseconds = 0
     jitter_ms: Milliseconds = 0
     slow_body_ms: Milliseconds = 0
@@ -70,12 +123,20 @@ class FaultRule(_Strict):
     fail_first: Annotated[int, Field(ge=0, le=100)] = 0
     retry_after_s: Annotated[int, Field(ge=0, le=3600)] = 1
 
+    @model_validator(mode="after")
+    def _shares(self) -> "FaultRule":
+        total = sum(value for name, value in self if name.startswith("rate_"))
+        # Ten times 0.1 is a little more than 1.
+        if total > 1 + 1e-9:
+            raise ValueError(f"the rates add up to {total:g}; they are shares of all requests, so 1 at most")
+        return self
+
 
 class SimulatorConfig(_Strict):
     """A simulator. `prices` is in LiteLLM's format, by model name without provider prefix."""
 
     seed: int = 0
-    prices: dict[str, dict[str, str | float | int]] = Field(default_factory=lambda: load_prices(None))
+    prices: Prices = Field(default_factory=lambda: load_prices(None))
     answers: list[AnswerRule] = Field(default_factory=list)
     faults: list[FaultRule] = Field(default_factory=list)
     bill_path: Path | None = None
@@ -83,22 +144,28 @@ class SimulatorConfig(_Strict):
 
 
 def load_answers(path: Path) -> list[AnswerRule]:
-    """The script in a JSON file. Raises `ConfigurationError` naming the rule that is wrong."""
+    """The script in a JSON file. Raises `ConfigurationError` naming the rule that is wrong, counted from 1."""
     try:
         return TypeAdapter(list[AnswerRule]).validate_json(path.read_bytes())
     except OSError as error:
         raise ConfigurationError(f"script {path} cannot be read: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = f"rule {first['loc'][0]}" if first["loc"] else "the file"
-        raise ConfigurationError(f"script {path}: {where}: {first['msg']}") from error
+        number, *field = first["loc"] or ("",)
+        where = f"rule {number + 1}" if isinstance(number, int) else "the file"
+        at = f" ({'.'.join(map(str, field))})" if field else ""
+        raise ConfigurationError(f"script {path}: {where}{at}: {first['msg']}") from error
 
 
-def load_prices(path: Path | None) -> dict[str, dict[str, str | float | int]]:
-    """A price file, or the simulator's own. Raises `ConfigurationError`."""
+def load_prices(path: Path | None) -> Prices:
+    """A price file in LiteLLM's format, or the simulator's own. Raises `ConfigurationError` naming the model."""
+    source = path or resources.files("headwater.simulator").joinpath("prices.json")
     try:
-        source = path or resources.files("headwater.simulator").joinpath("prices.json")
-        table: dict[str, dict[str, str | float | int]] = orjson.loads(source.read_bytes())
-    except (OSError, orjson.JSONDecodeError) as error:
-        raise ConfigurationError(f"price file {path}: {error}") from error
+        table = TypeAdapter(Prices).validate_json(source.read_bytes())
+    except OSError as error:
+        raise ConfigurationError(f"price file {source} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ": ".join(map(str, first["loc"][:2]))
+        raise ConfigurationError(f"price file {source}: {where}: {first['msg']}") from error
     return {name.removeprefix("openai/"): entry for name, entry in table.items()}

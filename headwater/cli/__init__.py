@@ -1,0 +1,44 @@
+"""The command `headwater`."""
+
+import sys
+
+import click
+import typer
+
+from headwater.cli import admin, reading, running, submitting
+from headwater.cli.common import err
+from schemas.errors import HeadwaterError, InvalidInputError
+
+app = typer.Typer(
+    name="headwater",
+    help="Event-sourced stream processor for multi-tenant teams of LLM agents.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+running.register(app)
+submitting.register(app)
+reading.register(app)
+admin.register(app)
+
+
+def main() -> None:
+    """Entry point: errors of ours are one message on stderr; exit 2 for a usage error, 1 for a failure."""
+    try:
+        status = app(standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except click.UsageError as error:
+        error.show()
+        sys.exit(2)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output, such as `head`, has seen enough.
+        sys.stderr.close()
+        sys.exit(0)
+    except HeadwaterError as error:
+        err.print(f"[red]error:[/red] {error}", highlight=False, markup=True, soft_wrap=True)
+        sys.exit(2 if isinstance(error, InvalidInputError) else 1)

@@ -1,0 +1,62 @@
+"""Commands for operators: rebuild and digest."""
+
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from headwater.cli.common import DataOption, JsonOption, connected, err, out, print_json, read_settings
+from headwater.client import Headwater
+from projections.rebuild import ProjectionDigest, digests, rebuildable
+from projections.rebuild import rebuild as rebuild_projections
+from schemas.errors import InvalidInputError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command("rebuild")(rebuild)
+    app.command("digest")(digest)
+
+
+def rebuild(
+    what: Annotated[str, typer.Argument(metavar="[ledger|sessions|metrics|all]", help="What to rebuild.")] = "all",
+    data: DataOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Drop a read model and make it again from the archive. What is read meanwhile is the old one, until it is done."""
+    names = rebuildable() if what == "all" else [what]
+    if unknown := [name for name in names if name not in rebuildable()]:
+        raise InvalidInputError(f"{unknown[0]!r} cannot be rebuilt: choose from {', '.join(rebuildable())}, all")
+    columns = (TextColumn("{task.description:10}"), BarColumn(), MofNCompleteColumn(), TextColumn("events"))
+    with Progress(*columns, TimeElapsedColumn(), console=err) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def report(name: str, done: int, total: int) -> None:
+            if name not in bars:
+                bars[name] = progress.add_task(name, total=total)
+            progress.update(bars[name], completed=done)
+
+        async def work(hw: Headwater) -> list[ProjectionDigest]:
+            await rebuild_projections(hw.pool, names, report)
+            return await digests(hw.pool)
+
+        after = connected(read_settings(data=data), work)
+    _show([found for found in after if found.projection in names], json_)
+
+
+def digest(data: DataOption = None, json_: JsonOption = False) -> None:
+    """Print a digest of every read model at its position: equal digests at equal positions mean equal rows."""
+    _show(connected(read_settings(data=data), lambda hw: digests(hw.pool)), json_)
+
+
+def _show(found: list[ProjectionDigest], json_: bool) -> None:
+    if json_:
+        for one in found:
+            print_json(one.as_dict())
+        return
+    table = Table("projection", "digest", "rows", "events", "tenants", "position")
+    for one in found:
+        counts = (f"{one.rows:,}", f"{one.events:,}", f"{one.tenants:,}")
+        table.add_row(one.projection, one.digest, *counts, one.position)
+    out.print(table)

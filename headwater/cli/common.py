@@ -1,0 +1,55 @@
+"""What the commands share: consoles, options, connecting, and printing."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import orjson
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from headwater.client import Headwater
+from headwater.node import find_endpoints
+from headwater.settings import Settings
+from schemas.errors import ConfigurationError
+
+T = TypeVar("T")
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+DataOption = Annotated[Path | None, typer.Option("--data", "--data-dir", help="Data directory. [default: .headwater]")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON: one object, or one a line for a list.")]
+TenantOption = Annotated[str, typer.Option("--tenant", "-t", help="Tenant id.")]
+
+
+def read_settings(**given: Any) -> Settings:
+    """The environment's settings, with the options that were given on top."""
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(map(str, first["loc"]))
+        raise ConfigurationError(f"setting {name!r}: {first['msg']} (got {first['input']!r})") from error
+
+
+def connected(settings: Settings, work: Callable[[Headwater], Awaitable[T]]) -> T:
+    """Run `work` with a connection to the running Headwater."""
+
+    async def run() -> T:
+        async with Headwater(settings, find_endpoints(settings)) as hw:
+            return await work(hw)
+
+    return run_async(run())
+
+
+def run_async(work: Coroutine[Any, Any, T]) -> T:
+    """`asyncio.run`, in one place."""
+    return asyncio.run(work)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on one line of stdout."""
+    typer.echo(orjson.dumps(value).decode())

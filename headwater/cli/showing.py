@@ -1,0 +1,102 @@
+"""How outcomes, events and costs look in a terminal."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import orjson
+from rich.markup import escape
+from rich.table import Table
+
+from headwater.cli.common import out
+from projections.queries import CostRow
+from schemas.money import plain
+
+_STATUS = {"completed": "green", "failed": "red", "cancelled": "yellow"}
+SUMMARY_CHARS = 100
+
+
+def show_outcome(task: Mapping[str, Any]) -> None:
+    """A task with its result, its chain and its cost."""
+    status = str(task["status"])
+    out.print(f"[bold {_STATUS.get(status, 'blue')}]{status}[/]  {task.get('task') or task.get('task_id')}")
+    if task.get("call_chain"):
+        out.print(f"  chain    {' → '.join(task['call_chain'])}")
+    if task.get("routed_by"):
+        out.print(f"  routed   by {task['routed_by']}")
+    if task.get("cost_usd") is not None:
+        unknown = task.get("unknown_attempts") or 0
+        unpriced = task.get("unpriced_attempts") or 0
+        notes = [f"{unknown} of unknown outcome"] * bool(unknown) + [f"{unpriced} without a price"] * bool(unpriced)
+        more = f", {', '.join(notes)}" if notes else ""
+        out.print(f"  cost     ${task['cost_usd']} for {task.get('llm_attempts', '?')} LLM attempts{more}")
+    if task.get("error"):
+        out.print(f"  error    {escape(str(task['error']))}", soft_wrap=True)
+    if task.get("result") is not None:
+        out.print(f"  result   {escape(as_text(task['result']))}", soft_wrap=True)
+
+
+def as_text(value: Any) -> str:
+    """A JSON value for people: strings as they are, everything else indented."""
+    return value if isinstance(value, str) else orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+
+
+def summary_of(event_type: str, body: Mapping[str, Any]) -> str:
+    """What an event says, in a few words."""
+    summarise: Callable[[Mapping[str, Any]], str] = _SUMMARIES.get(event_type, _short)
+    text = summarise(body)
+    return text if len(text) <= SUMMARY_CHARS else text[: SUMMARY_CHARS - 1] + "…"
+
+
+def _attempt(body: Mapping[str, Any]) -> str:
+    cost = f"${body['cost_usd']}" if body["cost_usd"] is not None else body["cost_status"]
+    error = f": {body['error_class']}" if body["error_class"] else ""
+    return f"{body['requested_model']} #{body['attempt']} {body['status']}, {cost}{error}"
+
+
+def _proposal(body: Mapping[str, Any]) -> str:
+    payload = body["payload"]
+    return f"{payload['payload_type']} to {payload['target_agent_id']}: {payload['reason']}"
+
+
+_SUMMARIES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "task.submitted": lambda b: f"{b['task_type']}: {_short(b['text'])}",
+    "task.routed": lambda b: f"to {b['agent_id']} by {b['routed_by']}: {b['reasoning']}",
+    "task.completed": lambda b: _short(b["result"]),
+    "task.failed": lambda b: str(b["reason"]),
+    "agent.started": lambda b: f"delivery {b['delivery']} on {b['worker']}",
+    "agent.completed": lambda b: "handed over" if b["handed_over"] else _short(b["result"]),
+    "agent.failed": lambda b: f"{b['error_class']}: {b['error']}",
+    "llm.attempted": _attempt,
+    "step.recorded": lambda b: f"{b['name']} → {_short(b['result'])}",
+    "handoff.proposed": _proposal,
+    "handoff.accepted": lambda b: f"{b['payload_type']} to {b['target_agent_id']} ({b['strictness']})",
+    "handoff.rejected": lambda b: f"back to the {b['returned_to']}: {'; '.join(b['reasons'])}",
+}
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict) and "$blob" in value:
+        return f"({value.get('bytes', 0):,} bytes)"
+    text = value if isinstance(value, str) else orjson.dumps(value).decode()
+    return " ".join(text.split())
+
+
+def cost_table(title: str, by: str, rows: Sequence[CostRow]) -> Table:
+    """Costs with a line of totals."""
+    table = Table(title=title, title_justify="left", show_footer=len(rows) > 1)
+    table.add_column(by, footer="total")
+    total = sum((row.cost_usd for row in rows), start=type(rows[0].cost_usd)(0)) if rows else 0
+    table.add_column("cost (USD)", justify="right", footer=plain(total) if rows else "0")  # type: ignore[arg-type]
+    sums = (
+        ("tokens", sum(row.tokens for row in rows)),
+        ("attempts", sum(row.attempts for row in rows)),
+        ("failed", sum(row.failed for row in rows)),
+        ("unpriced", sum(row.unpriced for row in rows)),
+        ("unknown", sum(row.unknown for row in rows)),
+    )
+    for name, count in sums:
+        table.add_column(name, justify="right", footer=f"{count:,}")
+    for row in rows:
+        counts = (row.tokens, row.attempts, row.failed, row.unpriced, row.unknown)
+        table.add_row(escape(row.key), plain(row.cost_usd), *(f"{count:,}" for count in counts))
+    return table

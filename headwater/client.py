@@ -1,0 +1,73 @@
+"""A connection to a running Headwater, for producers and for the command line."""
+
+import asyncio
+from types import TracebackType
+from typing import Any
+
+from headwater.embedded import Endpoints
+from headwater.settings import Settings
+from projections import queries
+from projections.db import Pool, connect
+from projections.projection import parse_position
+from schemas.task import Accepted, NewTask, TaskOutcome
+from streams.bus import TenantEventBus
+from streams.connection import Streams, open_streams
+from streams.outcomes import Outcomes
+
+HOUR_MS = 60 * 60 * 1000
+CATCH_UP_S = 5.0
+
+
+class Headwater:
+    """`async with Headwater(settings, endpoints) as hw: outcome = await hw.run(NewTask(…))`."""
+
+    def __init__(self, settings: Settings, endpoints: Endpoints) -> None:
+        self._settings = settings
+        self._endpoints = endpoints
+        self.streams: Streams
+        self.pool: Pool
+        self.outcomes: Outcomes
+
+    async def __aenter__(self) -> "Headwater":
+        self.streams = await open_streams(self._endpoints.redis_url, shards=self._settings.shards)
+        try:
+            self.pool = await connect(self._endpoints.database_url, max_size=4)
+        except BaseException:
+            await self.streams.close()
+            raise
+        self.outcomes = Outcomes(self.streams)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.outcomes.close()
+        await self.pool.close()
+        await self.streams.close()
+
+    def bus(self, tenant_id: str) -> TenantEventBus:
+        """The door to one tenant's log."""
+        return TenantEventBus(self.streams, tenant_id, idempotency_ms=self._settings.idempotency_hours * HOUR_MS)
+
+    async def submit(self, task: NewTask) -> Accepted:
+        """Accept a task. Raises `IdempotencyConflictError` when its key was used for another one."""
+        return await self.bus(task.tenant).submit(task)
+
+    async def run(self, task: NewTask) -> TaskOutcome:
+        """Submit a task and wait for its outcome; bound it with `asyncio.timeout`."""
+        return await self.outcomes.submit_and_wait(self.bus(task.tenant), task)
+
+    async def caught_up(self, tenant_id: str, *, timeout_s: float = CATCH_UP_S) -> bool:
+        """Wait until the projections have read what is in the tenant's log now. False: they are still behind."""
+        end = parse_position(await self.streams.log.end(tenant_id))
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while await queries.position(self.pool, tenant_id) < end:
+            if asyncio.get_running_loop().time() > deadline:
+                return False
+            await asyncio.sleep(0.02)
+        return True
+
+    async def task(self, tenant_id: str, task_id: str) -> dict[str, Any] | None:
+        """A task as the projections know it, or None."""
+        await self.caught_up(tenant_id)
+        return await queries.task(self.pool, tenant_id, task_id)

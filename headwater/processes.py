@@ -1,0 +1,63 @@
+"""What runs in the worker and projector processes: a broker, its subscribers, and a clean way to stop."""
+
+import asyncio
+import signal
+
+import structlog
+from faststream.redis import RedisBroker
+
+from handlers.provider import LitellmProvider
+from headwater.embedded import Endpoints
+from headwater.runtime import add_decider, add_projector, add_runner, make_broker, make_llm, worker_name
+from headwater.settings import Settings
+from headwater.teams import load_team
+from projections.db import connect, migrate
+from projections.runner import Runner
+from streams.connection import open_streams
+
+logger = structlog.get_logger(__name__)
+
+
+async def run_worker(settings: Settings, endpoints: Endpoints) -> None:
+    """Decide and run calls until SIGTERM or SIGINT, then finish what is running."""
+    team = load_team(settings.agents)
+    streams = await open_streams(endpoints.redis_url, shards=settings.shards)
+    provider = LitellmProvider(settings.llm_base_url, settings.llm_api_key)
+    worker = worker_name()
+    broker = make_broker(endpoints.redis_url, streams)
+    add_decider(broker, streams, team, settings)
+    if len(team.registry):
+        await provider.warm_up()
+        add_runner(broker, streams, team, make_llm(settings, provider), settings, worker)
+    try:
+        logger.info("worker_started", worker=worker, agents=[agent.agent_id for agent in team.registry])
+        await _run_until_stopped(broker)
+    finally:
+        await streams.close()
+    logger.info("worker_stopped", worker=worker)
+
+
+async def run_projector(settings: Settings, endpoints: Endpoints) -> None:
+    """Apply the log to the projections until SIGTERM or SIGINT."""
+    streams = await open_streams(endpoints.redis_url, shards=settings.shards)
+    pool = await connect(endpoints.database_url)
+    try:
+        await migrate(pool)
+        broker = make_broker(endpoints.redis_url, streams)
+        add_projector(broker, streams, Runner(pool, streams.log), settings)
+        logger.info("projector_started")
+        await _run_until_stopped(broker)
+    finally:
+        await pool.close()
+        await streams.close()
+    logger.info("projector_stopped")
+
+
+async def _run_until_stopped(broker: RedisBroker) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await broker.start()
+    await stop.wait()
+    logger.info("draining")
+    await broker.stop()
