@@ -1,0 +1,76 @@
+"""The archive: the whole log, verbatim, and the blobs it refers to. It outlives the trimming of a stream (I10)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from projections.db import Connection
+from projections.projection import Position, Recorded
+from schemas.content import blob_of
+from schemas.event import FIELDS
+
+_COLUMNS = ("tenant", "ms", "seq", *FIELDS)
+
+
+class Archive:
+    """Table `events`; `unreadable` has the entries that make no event, `blobs` the large contents."""
+
+    name = "archive"
+    tables: tuple[str, ...] = ("events", "unreadable", "blobs")
+    event_types: frozenset[str] | None = None
+
+    async def apply(self, conn: Connection, batch: Sequence[Recorded]) -> None:
+        """Copy the entries as they are stored."""
+        rows = [(entry.event.tenant_id, *entry.position, *(entry.fields[name] for name in FIELDS)) for entry in batch]
+        await conn.copy_records_to_table("events", records=rows, columns=_COLUMNS)
+
+
+async def keep_unreadable(
+    conn: Connection, rows: Sequence[tuple[str, Position, Mapping[str, str] | Sequence[str], str]]
+) -> None:
+    """Keep entries that are no events: (tenant, position, fields, why)."""
+    await conn.executemany(
+        "INSERT INTO unreadable (tenant, ms, seq, fields, error) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING",
+        [(tenant, *position, _printable(fields), clean(error)) for tenant, position, fields, error in rows],
+    )
+
+
+async def keep_blobs(conn: Connection, blobs: Mapping[tuple[str, str], bytes]) -> None:
+    """Keep large contents by (tenant, SHA-256)."""
+    await conn.executemany(
+        "INSERT INTO blobs (tenant, sha256, data) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+        [(tenant, sha, data) for (tenant, sha), data in blobs.items()],
+    )
+
+
+def blob_hashes(body: str) -> set[str]:
+    """The hashes of all blobs that a stored body refers to."""
+    return set(_walk(orjson.loads(body))) if '"$blob"' in body else set()
+
+
+def _walk(value: Any) -> Iterator[str]:
+    sha = blob_of(value)
+    if sha is not None:
+        yield sha
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _walk(item)
+
+
+def _printable(fields: object) -> str:
+    # Bytes that are not UTF-8 arrive as lone surrogates, which neither JSON nor PostgreSQL can hold.
+    return orjson.dumps(_escape(fields)).decode()
+
+
+def _escape(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    if isinstance(value, Mapping):
+        return {_escape(k): _escape(v) for k, v in value.items()}
+    return [_escape(item) for item in value]
+
+
+def clean(text: str | None) -> str | None:
+    """Text that PostgreSQL can hold: it has no NUL character, and no lone surrogates."""
+    return None if text is None else str(_escape(text)).replace("\x00", "\\x00")

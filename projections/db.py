@@ -1,0 +1,120 @@
+"""PostgreSQL: the pool, the migrations, and the tenant's read-only door."""
+
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator, Iterator
+from importlib import resources
+from typing import TYPE_CHECKING
+
+import asyncpg
+import structlog
+from asyncpg.pool import PoolConnectionProxy
+
+from schemas.errors import ConfigurationError, UnavailableError
+from schemas.ids import check_tenant_id
+
+logger = structlog.get_logger(__name__)
+
+if TYPE_CHECKING:
+    Pool = asyncpg.Pool[asyncpg.Record]
+    Connection = PoolConnectionProxy[asyncpg.Record]
+else:
+    # asyncpg's classes are generic in its stubs only.
+    Pool = asyncpg.Pool
+    Connection = PoolConnectionProxy
+
+SCHEMA = "headwater"
+_MIGRATION_LOCK = 0x6865_6164  # "head"
+
+
+@contextlib.contextmanager
+def database_errors() -> Iterator[None]:
+    """Turns a lost or refused connection to PostgreSQL into `UnavailableError`."""
+    try:
+        yield
+    except (OSError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError) as error:
+        raise UnavailableError(f"PostgreSQL cannot be reached: {error}") from error
+
+
+async def connect(database_url: str, *, max_size: int = 10) -> Pool:
+    """Open a pool. Raises `UnavailableError` if nobody answers, `ConfigurationError` if the login is refused."""
+    try:
+        return await asyncpg.create_pool(
+            database_url,
+            min_size=1,
+            max_size=max_size,
+            server_settings={"search_path": SCHEMA, "TimeZone": "UTC", "jit": "off", "application_name": "headwater"},
+        )
+    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
+        raise ConfigurationError(f"PostgreSQL refused the login: {error}. Is DATABASE_URL right?") from error
+    except (OSError, asyncpg.PostgresError) as error:
+        raise UnavailableError(
+            f"PostgreSQL cannot be reached: {error}. Is it running, is DATABASE_URL right?"
+        ) from error
+
+
+async def migrate(pool: Pool) -> list[str]:
+    """Apply the numbered migrations that the database lacks, in order. Safe to call from many processes at once.
+
+    Raises:
+        ConfigurationError: an applied migration differs from the code's, the database is newer than the code, or the
+            login may not create what is needed.
+    """
+    ours = {
+        file.name: file.read_text()
+        for file in sorted(resources.files("projections").joinpath("migrations").iterdir(), key=lambda f: f.name)
+        if file.name.endswith(".sql")
+    }
+    applied_now = []
+    async with pool.acquire() as conn:
+        await conn.execute("SELECT pg_advisory_lock($1)", _MIGRATION_LOCK)
+        try:
+            async with conn.transaction():
+                await conn.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
+                await conn.execute(
+                    "CREATE TABLE IF NOT EXISTS schema_migrations "
+                    "(name text PRIMARY KEY, sha256 text NOT NULL, at timestamptz NOT NULL DEFAULT now())"
+                )
+            rows = await conn.fetch("SELECT name, sha256 FROM schema_migrations")
+            applied: dict[str, str] = {row["name"]: row["sha256"] for row in rows}
+            if unknown := sorted(set(applied) - set(ours)):
+                raise ConfigurationError(
+                    f"the database is newer than this code (it has {unknown[-1]}): upgrade Headwater"
+                )
+            for name, sql in ours.items():
+                sha = hashlib.sha256(sql.encode()).hexdigest()
+                if name in applied:
+                    if applied[name] != sha:
+                        raise ConfigurationError(f"migration {name} was changed after it was applied: restore it")
+                    continue
+                async with conn.transaction():
+                    await conn.execute(sql)
+                    await conn.execute("INSERT INTO schema_migrations (name, sha256) VALUES ($1, $2)", name, sha)
+                applied_now.append(name)
+                logger.info("migrated", migration=name)
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise ConfigurationError(
+                f"the PostgreSQL login may not prepare the database: {error}. Let it create a schema and the role "
+                "headwater_reader, or create both and grant the role to it"
+            ) from error
+        finally:
+            await conn.execute("SELECT pg_advisory_unlock($1)", _MIGRATION_LOCK)
+    return applied_now
+
+
+@contextlib.asynccontextmanager
+async def tenant_connection(pool: Pool, tenant_id: str) -> AsyncIterator[Connection]:
+    """A read-only transaction that can see one tenant's rows only, whatever its queries say (I8)."""
+    with database_errors():
+        async with pool.acquire() as conn, conn.transaction(readonly=True):
+            await conn.execute("SET LOCAL ROLE headwater_reader")
+            await conn.execute("SELECT set_config('headwater.tenant', $1, true)", check_tenant_id(tenant_id))
+            yield conn
+
+
+async def is_reachable(pool: Pool) -> bool:
+    """Does PostgreSQL answer now?"""
+    try:
+        return bool(await pool.fetchval("SELECT true", timeout=2))
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        return False

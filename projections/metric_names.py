@@ -1,0 +1,48 @@
+"""The metrics that are projected from the log: names, labels, help, and the histograms' buckets (contract row E4)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+TENANT_LABEL = "tenant_id"
+OTHER_TENANTS = "_other"
+BUCKETS_US = (
+    *(1_000, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000),
+    *(10_000_000, 30_000_000, 60_000_000, 120_000_000, 300_000_000),
+)
+"""Upper bounds of the duration histograms, in microseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class MetricName:
+    """One metric family."""
+
+    name: str
+    kind: Literal["counter", "histogram"]
+    labels: tuple[str, ...]
+    help: str
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        MetricName("agent_invocations_total", "counter", ("agent_id", "tenant_id", "status"), "Agent runs that ended."),
+        MetricName(
+            "agent_invocation_duration_seconds", "histogram", ("agent_id", "tenant_id"), "How long agent runs took."
+        ),
+        MetricName(
+            "handoff_validations_total",
+            "counter",
+            ("source_agent", "target_agent", "strictness", "result"),
+            "Handoffs that were judged.",
+        ),
+        MetricName("supervisor_tasks_total", "counter", ("tenant_id", "decomposed", "status"), "Tasks that ended."),
+        MetricName("llm_requests_total", "counter", ("model", "tenant_id", "status"), "LLM attempts, failed ones too."),
+        MetricName("llm_request_duration_seconds", "histogram", ("model", "tenant_id"), "How long LLM attempts took."),
+        MetricName(
+            "llm_tokens_used_total", "counter", ("model", "tenant_id", "token_type"), "Tokens, disjoint by type."
+        ),
+        MetricName(
+            "llm_cost_usd_total", "counter", ("model", "tenant_id", "agent_id"), "US dollars computed from tokens."
+        ),
+    )
+}

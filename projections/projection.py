@@ -1,0 +1,51 @@
+"""What a projection is: a name, its tables, the event types it reads, and how it applies a batch."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from projections.db import Connection
+from schemas.event import AgentEvent
+
+Position = tuple[int, int]
+"""A place in a tenant's log: (milliseconds, sequence)."""
+START: Position = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """An event with its place in the log and the fields that it was stored with."""
+
+    event: AgentEvent
+    position: Position
+    fields: dict[str, str]
+
+
+class Projection(Protocol):
+    """A read model of the log. `apply` runs inside the transaction that also moves the projection's position."""
+
+    name: str
+    tables: tuple[str, ...]
+    event_types: frozenset[str] | None
+    """The types it reads, or None for all of them."""
+
+    async def apply(self, conn: Connection, batch: Sequence[Recorded]) -> None:
+        """Write what `batch` means. Events of one tenant come in log order, each exactly once."""
+        ...
+
+
+def parse_position(text: str) -> Position:
+    """'1732450000000-3' → (1732450000000, 3)."""
+    ms, _, seq = text.partition("-")
+    return int(ms), int(seq or 0)
+
+
+def format_position(position: Position) -> str:
+    """(1732450000000, 3) → '1732450000000-3'."""
+    return f"{position[0]}-{position[1]}"
+
+
+def columns(rows: Iterable[Sequence[object]], width: int) -> list[list[object]]:
+    """Rows as columns, for `unnest`; `width` empty columns when there are no rows."""
+    turned = [list(column) for column in zip(*rows, strict=True)]
+    return turned or [[] for _ in range(width)]

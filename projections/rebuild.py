@@ -1,0 +1,137 @@
+"""Rebuilding projections from the archive, and the digests that show that nothing changed (I4)."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+
+import asyncpg
+
+from projections.db import Connection, Pool, database_errors
+from projections.projection import Projection, Recorded
+from projections.runner import APPLY_LOCK, PROJECTIONS
+from schemas.bodies import BODIES
+from schemas.errors import InvalidInputError
+from schemas.event import AgentEvent, decode_body
+
+BATCH = 5_000
+Progress = Callable[[str, int, int], None]
+"""(projection, events done, events in all)"""
+
+_READ = """
+SELECT tenant, ms, seq, id, type, v, session, task, priority, source, chain, parent, at, body FROM events
+WHERE type = ANY($1) ORDER BY tenant, ms, seq
+"""
+
+
+def rebuildable() -> list[str]:
+    """The names that `rebuild` takes."""
+    return [projection.name for projection in PROJECTIONS if projection.name != "archive"]
+
+
+async def rebuild(pool: Pool, names: Sequence[str], progress: Progress = lambda name, done, total: None) -> None:
+    """Drop the projections' rows and apply the archive again, in one transaction; readers see the old rows until then.
+
+    Raises:
+        InvalidInputError: a name is not that of a projection that can be rebuilt.
+        UnavailableError: PostgreSQL is away; everything is as it was.
+    """
+    if unknown := [name for name in names if name not in rebuildable()]:
+        raise InvalidInputError(f"{unknown[0]!r} cannot be rebuilt: choose from {', '.join(rebuildable())} or all")
+    chosen = [projection for projection in PROJECTIONS if projection.name in names]
+    with database_errors():
+        async with pool.acquire() as conn, conn.transaction():
+            # The projector waits; the log keeps what comes in meanwhile.
+            await conn.execute("SELECT pg_advisory_xact_lock($1)", APPLY_LOCK)
+            for projection in chosen:
+                await _rebuild_one(conn, projection, progress)
+
+
+async def _rebuild_one(conn: Connection, projection: Projection, progress: Progress) -> None:
+    types = sorted(projection.event_types or BODIES)
+    total = await conn.fetchval("SELECT count(*) FROM events WHERE type = ANY($1)", types)
+    for table in projection.tables:
+        await conn.execute(f"DELETE FROM {table}")
+    done = 0
+    progress(projection.name, 0, total)
+    cursor = await conn.cursor(_READ, types)
+    while rows := await cursor.fetch(BATCH):
+        await projection.apply(conn, [_recorded(row) for row in rows])
+        done += len(rows)
+        progress(projection.name, done, total)
+    await conn.execute("DELETE FROM positions WHERE projection = $1", projection.name)
+    await conn.execute(
+        "INSERT INTO positions SELECT $1, tenant, ms, seq, events FROM positions WHERE projection = 'archive'",
+        projection.name,
+    )
+
+
+def _recorded(row: asyncpg.Record) -> Recorded:
+    position = (row["ms"], row["seq"])
+    event = AgentEvent(
+        id=row["id"],
+        tenant_id=row["tenant"],
+        session_id=row["session"],
+        task_id=row["task"],
+        priority=row["priority"],
+        source_agent_id=row["source"],
+        call_chain=tuple(row["chain"].split(">")),
+        parent_event_id=row["parent"] or None,
+        at=datetime.fromisoformat(row["at"]),
+        body=decode_body(row["type"], row["v"], row["body"]),
+        position=f"{row['ms']}-{row['seq']}",
+    )
+    return Recorded(event, position, {})
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectionDigest:
+    """What a projection holds: equal digests at equal positions mean equal rows."""
+
+    projection: str
+    digest: str
+    rows: int
+    events: int
+    tenants: int
+    position: str
+    """Digest over the positions of all tenants."""
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self)
+
+
+async def digests(pool: Pool) -> list[ProjectionDigest]:
+    """The digest of every projection, all from one snapshot."""
+    with database_errors():
+        async with pool.acquire() as conn, conn.transaction(isolation="repeatable_read", readonly=True):
+            return [await _digest(conn, projection) for projection in PROJECTIONS]
+
+
+async def _digest(conn: Connection, projection: Projection) -> ProjectionDigest:
+    parts, rows = [], 0
+    for table in projection.tables:
+        # Two seeded 64-bit hashes, summed: independent of the order in which rows lie on disk.
+        row = await conn.fetchrow(
+            "SELECT count(*) AS n, coalesce(sum(hashtextextended(t::text, 1)), 0)::text AS a, "
+            f"coalesce(sum(hashtextextended(t::text, 2)), 0)::text AS b FROM {table} t"
+        )
+        assert row is not None
+        parts.append(f"{table}:{row['n']}:{row['a']}:{row['b']}")
+        rows += row["n"]
+    places = await conn.fetch(
+        "SELECT tenant, ms, seq, events FROM positions WHERE projection = $1 ORDER BY tenant", projection.name
+    )
+    where = "\n".join(f"{place['tenant']} {place['ms']}-{place['seq']}" for place in places)
+    return ProjectionDigest(
+        projection=projection.name,
+        digest=_short_hash("\n".join(parts)),
+        rows=rows,
+        events=sum(place["events"] for place in places),
+        tenants=len(places),
+        position=_short_hash(where),
+    )
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,0 +1,158 @@
+"""Applies leased batches to every projection: one transaction for the rows and the positions.
+
+Redis' checkpoint says what to send; the positions in PostgreSQL say what has been applied. A projector that dies
+between the two is sent the same entries again, and skips them here.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import asyncpg
+import structlog
+
+from projections.archive import Archive, blob_hashes, keep_blobs, keep_unreadable
+from projections.db import Connection, Pool, database_errors
+from projections.ledger import Ledger
+from projections.metrics import Metrics
+from projections.projection import START, Position, Projection, Recorded, columns, parse_position
+from projections.sessions import Sessions
+from schemas.errors import NotFoundError, UnreadableEventError
+from schemas.event import decode, entry_fields
+from streams.functions import Commit, TenantBatch
+from streams.log import Log
+from streams.subscriber import LeasedRound
+
+logger = structlog.get_logger(__name__)
+
+PROJECTIONS: tuple[Projection, ...] = (Archive(), Ledger(), Sessions(), Metrics())
+APPLY_LOCK = 0x7072_6F6A  # "proj": shared by applying, taken alone by a rebuild
+
+_MOVE = """
+INSERT INTO positions AS p (projection, tenant, ms, seq, events)
+SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[])
+ON CONFLICT (projection, tenant) DO UPDATE
+SET ms = excluded.ms, seq = excluded.seq, events = p.events + excluded.events
+"""
+_LOCK_POSITIONS = """
+SELECT projection, tenant, ms, seq FROM positions WHERE tenant = ANY($1) ORDER BY tenant, projection FOR UPDATE
+"""
+
+_REFUSED = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError, OverflowError)
+"""Errors that a value in an entry can cause."""
+
+Unreadable = tuple[str, Position, list[str], str]
+
+
+class Runner:
+    """`handle` is a FastStream handler over leased rounds."""
+
+    def __init__(self, pool: Pool, log: Log, projections: Sequence[Projection] = PROJECTIONS) -> None:
+        self._pool = pool
+        self._log = log
+        self._projections = projections
+
+    async def handle(self, leased: LeasedRound) -> list[Commit]:
+        """Apply a round; its commits only move Redis' checkpoint."""
+        await self.apply(leased.batches)
+        return [Commit() for _ in leased.batches]
+
+    async def apply(self, batches: Sequence[TenantBatch]) -> None:
+        """Apply batches of different tenants, whatever of them was not applied yet.
+
+        An entry that PostgreSQL refuses is found by halving, kept as unreadable, and the others go on.
+
+        Raises:
+            UnavailableError: PostgreSQL or Redis is away; nothing was applied.
+        """
+        try:
+            await self._apply(batches, *_read(batches))
+        except _REFUSED as error:
+            if len(batches) == 1 and len(batches[0].entries) <= 1:
+                refused = [(b.tenant_id, parse_position(p), flat, str(error)) for b in batches for p, flat in b.entries]
+                logger.error("entry_refused", tenant=batches[0].tenant_id, position=batches[0].end, error=str(error))
+                await self._apply(batches, [], refused)
+                return
+            for part in _halves(batches):
+                await self.apply(part)
+
+    async def _apply(
+        self, batches: Sequence[TenantBatch], entries: Sequence[Recorded], unreadable: Sequence[Unreadable]
+    ) -> None:
+        blobs = await self._blobs(entries)
+        ends = {batch.tenant_id: parse_position(batch.end) for batch in batches}
+        tenants = sorted(ends)
+        with database_errors():
+            async with self._pool.acquire() as conn, conn.transaction():
+                await conn.execute("SELECT pg_advisory_xact_lock_shared($1)", APPLY_LOCK)
+                positions = await _lock_positions(conn, tenants, [p.name for p in self._projections])
+                moves: list[tuple[object, ...]] = []
+                for projection in self._projections:
+                    applied = {tenant: positions.get((projection.name, tenant), START) for tenant in tenants}
+                    new = [e for e in entries if e.position > applied[e.event.tenant_id]]
+                    wanted = projection.event_types
+                    relevant = [e for e in new if wanted is None or e.event.type in wanted]
+                    if relevant:
+                        await projection.apply(conn, relevant)
+                    counts = Counter(entry.event.tenant_id for entry in new)
+                    moves += [(projection.name, t, *ends[t], counts[t]) for t in tenants if ends[t] > applied[t]]
+                await keep_unreadable(conn, unreadable)
+                await keep_blobs(conn, blobs)
+                await conn.execute(_MOVE, *columns(moves, 5))
+
+    async def _blobs(self, entries: Sequence[Recorded]) -> dict[tuple[str, str], bytes]:
+        wanted: dict[str, set[str]] = {}
+        for entry in entries:
+            if hashes := blob_hashes(entry.fields["body"]):
+                wanted.setdefault(entry.event.tenant_id, set()).update(hashes)
+        found = {}
+        for tenant_id, hashes in wanted.items():
+            for sha in sorted(hashes):
+                try:
+                    found[tenant_id, sha] = (await self._log.blobs(tenant_id, [sha]))[sha]
+                except NotFoundError as error:
+                    logger.error("blob_missing", tenant=tenant_id, error=str(error))
+        return found
+
+
+async def _lock_positions(
+    conn: Connection, tenants: list[str], projections: list[str]
+) -> dict[tuple[str, str], Position]:
+    """The tenants' positions, locked in one order, so that two projectors wait for each other and never deadlock."""
+    rows = await conn.fetch(_LOCK_POSITIONS, tenants)
+    if len(rows) < len(tenants) * len(projections):
+        there = {(row["projection"], row["tenant"]) for row in rows}
+        missing = [(p, t, *START, 0) for t in tenants for p in projections if (p, t) not in there]
+        await conn.execute(
+            "INSERT INTO positions SELECT * FROM "
+            "unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[]) ON CONFLICT DO NOTHING",
+            *columns(missing, 5),
+        )
+        rows = await conn.fetch(_LOCK_POSITIONS, tenants)
+    return {(row["projection"], row["tenant"]): (row["ms"], row["seq"]) for row in rows}
+
+
+def _read(batches: Sequence[TenantBatch]) -> tuple[list[Recorded], list[Unreadable]]:
+    """Decode each entry once. What is no event is named and kept apart; the others go on."""
+    entries: list[Recorded] = []
+    unreadable: list[Unreadable] = []
+    for batch in batches:
+        for text, flat in batch.entries:
+            position = parse_position(text)
+            try:
+                fields = entry_fields(flat)
+                entries.append(Recorded(decode(batch.tenant_id, text, fields), position, fields))
+            except UnreadableEventError as error:
+                logger.error("unreadable_entry", tenant=batch.tenant_id, position=text, error=str(error))
+                unreadable.append((batch.tenant_id, position, flat, str(error)))
+    return entries, unreadable
+
+
+def _halves(batches: Sequence[TenantBatch]) -> list[list[TenantBatch]]:
+    if len(batches) > 1:
+        middle = len(batches) // 2
+        return [list(batches[:middle]), list(batches[middle:])]
+    batch = batches[0]
+    middle = len(batch.entries) // 2
+    first, second = batch.entries[:middle], batch.entries[middle:]
+    return [[replace(batch, entries=first, end=first[-1][0])], [replace(batch, entries=second)]]

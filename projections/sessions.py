@@ -1,0 +1,85 @@
+"""Sessions and tasks: what was asked, what came of it, and the messages in between (contract row D1)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from projections.archive import clean
+from projections.db import Connection
+from projections.projection import Recorded
+from schemas.bodies import TaskCompleted, TaskFailed, TaskRouted, TaskSubmitted
+
+_INSERT_TASK = """
+INSERT INTO tasks (tenant, task, session, status, type, priority, submitted_at, text, data)
+VALUES ($1, $2, $3, 'submitted', $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING
+"""
+_ROUTE_TASK = "UPDATE tasks SET status = 'running', routed_by = $3 WHERE tenant = $1 AND task = $2 AND ended_at IS NULL"
+_END_TASK = """
+UPDATE tasks SET status = $3, ended_at = $4, call_chain = $5, routed_by = coalesce($6, routed_by), decomposed = $7,
+    result = $8, agent_results = $9, error = $10, errors = $11
+WHERE tenant = $1 AND task = $2
+"""
+_TOUCH_SESSION = """
+INSERT INTO sessions (tenant, session, first_at, last_at, tasks) VALUES ($1, $2, $3, $4, $5)
+ON CONFLICT (tenant, session) DO UPDATE
+SET last_at = greatest(sessions.last_at, excluded.last_at), tasks = sessions.tasks + excluded.tasks
+"""
+
+
+class Sessions:
+    """Tables `sessions`, `tasks` and `messages`. Contents may be blob references; they are resolved on read."""
+
+    name = "sessions"
+    tables: tuple[str, ...] = ("sessions", "tasks", "messages")
+    event_types: frozenset[str] | None = frozenset(
+        {TaskSubmitted.type, TaskRouted.type, TaskCompleted.type, TaskFailed.type}
+    )
+
+    async def apply(self, conn: Connection, batch: Sequence[Recorded]) -> None:
+        """A task's status only moves forward, so a batch may be written kind by kind."""
+        submitted, routed, ended, messages = [], [], [], []
+        touched: dict[tuple[str, str], list[Any]] = {}
+        for entry in batch:
+            event, body = entry.event, entry.event.body
+            key = (event.tenant_id, event.task_id)
+            span = touched.setdefault((event.tenant_id, event.session_id), [event.at, event.at, 0])
+            span[1] = max(span[1], event.at)
+            match body:
+                case TaskSubmitted():
+                    span[2] += 1
+                    text = _json(body.text)
+                    data = None if body.data is None else _json(body.data)
+                    submitted.append(
+                        (*key, event.session_id, clean(body.task_type), event.priority, event.at, text, data)
+                    )
+                    messages.append((event.tenant_id, event.session_id, *entry.position, "user", event.task_id, text))
+                case TaskRouted():
+                    routed.append((*key, body.routed_by))
+                case TaskCompleted() | TaskFailed():
+                    ended.append((*key, *_outcome(entry)))
+                    if isinstance(body, TaskCompleted):
+                        where = (event.tenant_id, event.session_id, *entry.position)
+                        messages.append((*where, "assistant", event.task_id, _json(body.result)))
+        await conn.executemany(_INSERT_TASK, submitted)
+        await conn.executemany(_ROUTE_TASK, routed)
+        await conn.executemany(_END_TASK, ended)
+        await conn.executemany(_TOUCH_SESSION, [(*key, *span) for key, span in sorted(touched.items())])
+        await conn.copy_records_to_table(
+            "messages", records=messages, columns=("tenant", "session", "ms", "seq", "role", "task", "content")
+        )
+
+
+def _outcome(entry: Recorded) -> tuple[object, ...]:
+    event, body = entry.event, entry.event.body
+    chain = _json(event.call_chain)
+    results = _json(body.agent_results) if isinstance(body, TaskCompleted | TaskFailed) else None
+    if isinstance(body, TaskCompleted):
+        return ("completed", event.at, chain, body.routed_by, body.decomposed, _json(body.result), results, None, None)
+    assert isinstance(body, TaskFailed)
+    errors = _json([error.model_dump() for error in body.errors])
+    return ("failed", event.at, chain, body.routed_by, False, None, results, _json(body.reason), errors)
+
+
+def _json(value: object) -> str:
+    return orjson.dumps(value).decode()
