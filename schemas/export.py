@@ -17,9 +17,9 @@ def event_catalogue() -> str:
         "# Events",
         "",
         "Every entry of a tenant's log is one of these. The envelope's fields are `id`, `type`, `v` (version),",
-        "`session`, `task`, `priority`, `source`, `chain` (agent ids joined with `>`), `parent` (the id of the event that caused",
-        "it), `at` and `body` (JSON). A *decision* is written by the supervisor; deciding again over the log gives the",
-        "same one. The JSON Schemas are in `events.schema.json`.",
+        "`session`, `task`, `priority`, `source`, `chain` (agent ids joined with `>`), `parent` (the id of the event",
+        "that caused it), `at` and `body` (JSON). A *decision* is written by the supervisor; deciding again over the",
+        "log gives the same one. The JSON Schemas are in `events.schema.json`.",
         "",
         "This page is made from `schemas/bodies.py` by `make docs`.",
     ]

@@ -4,6 +4,7 @@ import sys
 
 from headwater.simulator.config import SimulatorConfig
 from headwater.simulator.server import serve
+from schemas.errors import ConfigurationError
 
 
 def _ready(url: str) -> None:
@@ -12,4 +13,8 @@ def _ready(url: str) -> None:
 
 
 if __name__ == "__main__":
-    serve(SimulatorConfig.model_validate_json(sys.stdin.read()), host="127.0.0.1", port=int(sys.argv[1]), ready=_ready)
+    config = SimulatorConfig.model_validate_json(sys.stdin.read())
+    try:
+        serve(config, port=int(sys.argv[1]), ready=_ready)
+    except (ConfigurationError, OSError) as error:
+        sys.exit(f"simulator: {error}")

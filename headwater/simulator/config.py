@@ -59,7 +59,7 @@ RATE_KEYS = (
 Prices = dict[
     str, Annotated[dict[str, Annotated[str | float | int, AfterValidator(_dollars)]], BeforeValidator(_rates_only)]
 ]
-"""US dollars per token by model and kind of token, as decimal strings or numbers. Other keys of an entry are left out."""
+"""US dollars per token by model and kind of token, as decimal strings or numbers. Other keys are left out."""
 Pattern = Annotated[str, AfterValidator(_compiles)]
 Rate = Annotated[float, Field(ge=0, le=1)]
 Milliseconds = Annotated[int, Field(ge=0, le=600_000)]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from headwater.simulator.config import PATTERN_FLAGS, FaultRule
+from headwater.simulator.config import FaultRule
 
 Kind = Literal["429", "500", "503", "quota", "drop", "drop_billed", "malformed"]
 _KINDS: tuple[Kind, ...] = ("429", "500", "503", "quota", "drop", "drop_billed", "malformed")
@@ -36,7 +36,7 @@ class Faults:
     def set(self, rules: Sequence[FaultRule]) -> None:
         """Replace the rules; tries are counted from zero again."""
         self.rules = list(rules)
-        self._patterns = [(re.compile(rule.model, PATTERN_FLAGS), rule) for rule in rules]
+        self._patterns = [(re.compile(rule.model), rule) for rule in rules]
         self._tries.clear()
 
     def fate(self, model: str, digest: bytes) -> Fate:

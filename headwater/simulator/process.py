@@ -1,5 +1,6 @@
 """The simulator in a child process of its own, for demos and tests."""
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from headwater.simulator.config import FaultRule, SimulatorConfig
 from schemas.errors import ConfigurationError
 
 STOP_S = 5.0
+REQUEST_S = 30.0
 
 
 class SimulatorProcess:
@@ -23,10 +25,15 @@ class SimulatorProcess:
         self._config = config
         self._port = port
         self._child: subprocess.Popen[str] | None = None
+        # A proxy of the environment is not for a server of our own.
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         self.url = ""
 
     def start(self) -> "SimulatorProcess":
-        """Start it and wait until its port is bound."""
+        """Start it and wait until its port is bound. Raises `ConfigurationError`; the reason is on its standard error.
+
+        Call it from the main thread: the child ends when the thread that started it does.
+        """
         self._child = subprocess.Popen(
             [sys.executable, "-m", "headwater.simulator", str(self._port)],
             stdin=subprocess.PIPE,
@@ -37,11 +44,13 @@ class SimulatorProcess:
         )
         assert self._child.stdin is not None
         assert self._child.stdout is not None
-        self._child.stdin.write(self._config.model_dump_json(by_alias=True))
-        self._child.stdin.close()
+        with contextlib.suppress(BrokenPipeError), self._child.stdin as stdin:
+            stdin.write(self._config.model_dump_json(by_alias=True))
         self.url = self._child.stdout.readline().strip()
         if not self.url:
-            raise ConfigurationError(f"the simulator did not start (status {self._child.wait()})")
+            status = self._child.wait()
+            self.stop()
+            raise ConfigurationError(f"the simulator did not start (status {status}); its standard error says why")
         return self
 
     def stop(self) -> None:
@@ -66,15 +75,19 @@ class SimulatorProcess:
         self.stop()
 
     def bill(self) -> dict[str, Any]:
-        """The whole bill: totals, and all entries."""
+        """The totals and all entries. Of a bill that grows while it is read: as it was at the first look."""
         bill = self._request("GET", "/bill")
-        while len(bill["entries"]) < bill["requests"]:
-            page = self._request("GET", f"/bill?after={len(bill['entries'])}")
-            bill["entries"] += page["entries"]
+        missing = bill["requests"] - len(bill["entries"])
+        while missing > 0:
+            page = self._request("GET", f"/bill?after={len(bill['entries'])}&limit={missing}")["entries"]
+            if not page:
+                raise ConfigurationError("the simulator's bill was reset while it was read; read it again")
+            bill["entries"] += page
+            missing -= len(page)
         return bill
 
     def stats(self) -> dict[str, Any]:
-        """Outcomes so far, and requests in flight now and at most, by model and agent."""
+        """Outcomes so far, also by model, and requests in flight now and at most, by `model:…` and `agent:…`."""
         return self._request("GET", "/stats")
 
     def set_faults(self, rules: Sequence[FaultRule]) -> None:
@@ -84,6 +97,6 @@ class SimulatorProcess:
     def _request(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data=data, method=method)
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with self._opener.open(request, timeout=REQUEST_S) as response:
             value: dict[str, Any] = json.loads(response.read())
             return value

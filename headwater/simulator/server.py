@@ -1,9 +1,13 @@
 """The HTTP server of the simulator, on aiohttp: it can cut a connection, which most servers will not let one do."""
 
+import array
 import asyncio
+import base64
+import secrets
 import signal
+import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -15,15 +19,22 @@ from headwater.simulator.answers import Answers, count_tokens, embedding, reques
 from headwater.simulator.bill import Bill
 from headwater.simulator.config import FaultRule, SimulatorConfig
 from headwater.simulator.faults import Fate, Faults
+from headwater.simulator.wire import BadRequestError, ChatBody, EmbeddingsBody, bad_request, error_response, parse
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 PAGE = 10_000
+SLOW_PARTS = 10
+DIMENSIONS = 256
 
 
 def create_simulator(config: SimulatorConfig) -> web.Application:
-    """The application; run it with `serve`, or mount it in a test's own aiohttp runner."""
-    app = web.Application(client_max_size=MAX_BODY_BYTES)
+    """The application; run it with `serve`, or mount it in a test's own aiohttp runner.
+
+    Raises `ConfigurationError` when the bill's file cannot be used.
+    """
     simulator = _Simulator(config)
+    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[simulator.refuse])
+    app.on_cleanup.append(simulator.close)
     app.router.add_post("/v1/chat/completions", simulator.chat)
     app.router.add_post("/v1/embeddings", simulator.embeddings)
     app.router.add_get("/v1/models", simulator.models)
@@ -37,8 +48,11 @@ def create_simulator(config: SimulatorConfig) -> web.Application:
     return app
 
 
-def serve(config: SimulatorConfig, *, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM. Calls `ready` with the base URL once the port is bound (0: any free one)."""
+def serve(config: SimulatorConfig, *, host: str = "127.0.0.1", port: int = 0, ready: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM, in the main thread. Calls `ready` with the base URL once the port is bound.
+
+    Port 0 is any free one. Raises `ConfigurationError` for a bill's file and OSError for a port that cannot be used.
+    """
     asyncio.run(_serve(config, host, port, ready))
 
 
@@ -61,32 +75,42 @@ class _Simulator:
         self.answers = Answers(config.answers)
         self.faults = Faults(config.faults, config.seed)
         self.bill = Bill(config.prices, config.bill_path)
-        self.statuses: Counter[str] = Counter()
+        self.outcomes: Counter[str] = Counter()
+        self.by_model: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.in_flight: Counter[str] = Counter()
         self.max_in_flight: dict[str, int] = {}
-        self.sequence = len(self.bill.entries)
+        # A simulator that was restarted must not give out a response id twice.
+        self.run = secrets.token_hex(4)
+        self.sequence = 0
+
+    async def close(self, _: web.Application) -> None:
+        self.bill.close()
+
+    @web.middleware
+    async def refuse(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Bad requests, unknown paths and bodies that are too large, in OpenAI's format."""
+        try:
+            return await handler(request)
+        except BadRequestError as error:
+            self.outcomes["400"] += 1
+            return error_response(400, str(error), "invalid_request_error", field=error.field)
+        except web.HTTPException as error:
+            self.outcomes[str(error.status)] += 1
+            text = f"{request.method} {request.path}: {error.reason}"
+            return error_response(error.status, text, "invalid_request_error")
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        body = await _json_body(request)
-        problem = _chat_problem(body)
-        if problem is not None:
-            return _error(400, problem, "invalid_request_error")
+        body = parse(ChatBody, await request.read())
         digest = request_hash(self.config.seed, body)
         return await self._simulate(
             request, body["model"], digest, lambda fate: self._complete(request, body, digest, fate)
         )
 
     async def embeddings(self, request: web.Request) -> web.StreamResponse:
-        body = await _json_body(request)
-        texts = body.get("input") if isinstance(body, dict) else None
-        texts = [texts] if isinstance(texts, str) else texts
-        if (
-            not isinstance(texts, list)
-            or not texts
-            or not all(isinstance(t, str) for t in texts)
-            or not body.get("model")
-        ):
-            return _error(400, "'model' and 'input' (a text or a list of texts) are needed", "invalid_request_error")
+        body = parse(EmbeddingsBody, await request.read())
+        texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
         digest = request_hash(self.config.seed, body)
         return await self._simulate(
             request, body["model"], digest, lambda fate: self._embed(request, body, texts, fate)
@@ -104,12 +128,15 @@ class _Simulator:
             fate = self.faults.fate(model, digest)
             if fate.wait_s:
                 await asyncio.sleep(fate.wait_s)
-            self.statuses[fate.kind or "200"] += 1
+            outcome = fate.kind or "200"
+            self.outcomes[outcome] += 1
+            self.by_model[model][outcome] += 1
             if fate.kind in ("429", "quota"):
                 kind = "insufficient_quota" if fate.kind == "quota" else "rate_limit_exceeded"
-                return _error(429, "the simulator says: too much", kind, {"Retry-After": str(fate.rule.retry_after_s)})
+                headers = {"Retry-After": str(fate.rule.retry_after_s)}
+                return error_response(429, "the simulator says: too much", kind, headers=headers)
             if fate.kind in ("500", "503"):
-                return _error(int(fate.kind), "the simulator says: not now", "server_error")
+                return error_response(int(fate.kind), "the simulator says: not now", "server_error")
             if fate.kind == "drop":
                 return _drop(request)
             return await complete(fate)
@@ -127,8 +154,6 @@ class _Simulator:
         used = usage(body, answer, digest)
         response_id = self._charge(request, body["model"], used, "chatcmpl")
         head = {"id": response_id, "created": int(time.time()), "model": body["model"]}
-        if fate.kind == "drop_billed":
-            return _drop(request)
         if body.get("stream"):
             return await _stream(request, head, answer, used, body, fate)
         message = {"role": "assistant", "content": answer}
@@ -148,11 +173,11 @@ class _Simulator:
             "completion_tokens_details": {"reasoning_tokens": 0},
         }
         self._charge(request, body["model"], used, "emb")
-        if fate.kind == "drop_billed":
-            return _drop(request)
-        size = int(body.get("dimensions") or 256)
+        size = body.get("dimensions") or DIMENSIONS
+        encode = _base64 if body.get("encoding_format") == "base64" else list
         vectors = [
-            {"object": "embedding", "index": i, "embedding": embedding(text, size)} for i, text in enumerate(texts)
+            {"object": "embedding", "index": i, "embedding": encode(embedding(text, size))}
+            for i, text in enumerate(texts)
         ]
         short = {"prompt_tokens": tokens, "total_tokens": tokens}
         data = orjson.dumps({"object": "list", "data": vectors, "model": body["model"], "usage": short})
@@ -160,7 +185,7 @@ class _Simulator:
 
     def _charge(self, request: web.Request, model: str, used: dict[str, Any], prefix: str) -> str:
         self.sequence += 1
-        response_id = f"{prefix}-{self.config.seed}-{self.sequence:08d}"
+        response_id = f"{prefix}-{self.run}-{self.sequence:08d}"
         attempt_id = request.headers.get("x-headwater-attempt")
         self.bill.add(response_id=response_id, attempt_id=attempt_id, model=model, usage=used, at=time.time())
         return response_id
@@ -176,14 +201,19 @@ class _Simulator:
 
     async def stats(self, _: web.Request) -> web.Response:
         running = {name: count for name, count in self.in_flight.items() if count}
-        return _reply({"outcomes": self.statuses, "in_flight": running, "max_in_flight": self.max_in_flight})
+        return _reply(
+            {
+                "outcomes": self.outcomes,
+                "by_model": self.by_model,
+                "in_flight": running,
+                "max_in_flight": self.max_in_flight,
+            }
+        )
 
     async def get_bill(self, request: web.Request) -> web.Response:
-        try:
-            after = max(0, int(request.query.get("after", 0)))
-            limit = min(PAGE, max(0, int(request.query.get("limit", PAGE))))
-        except ValueError:
-            return _error(400, "'after' and 'limit' are whole numbers", "invalid_request_error")
+        if request.query.get("entries") == "0":
+            return _reply(self.bill.summary())
+        after, limit = _whole(request, "after", 0), min(PAGE, _whole(request, "limit", PAGE))
         return _reply(self.bill.summary() | {"entries": self.bill.entries[after : after + limit]})
 
     async def delete_bill(self, _: web.Request) -> web.Response:
@@ -197,35 +227,26 @@ class _Simulator:
         try:
             self.faults.set(TypeAdapter(list[FaultRule]).validate_json(await request.read()))
         except ValidationError as error:
-            return _error(400, f"faults: {error}", "invalid_request_error")
+            raise bad_request(error) from error
         return await self.get_faults(request)
 
 
-async def _json_body(request: web.Request) -> Any:
-    try:
-        return orjson.loads(await request.read())
-    except orjson.JSONDecodeError:
-        return None
+def _whole(request: web.Request, name: str, default: int) -> int:
+    text = request.query.get(name, str(default))
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise BadRequestError(f"{name}: {text!r} is not a whole number below 1,000,000,000", name)
+    return int(text)
 
 
-def _chat_problem(body: Any) -> str | None:
-    if not isinstance(body, dict):
-        return "the body is not a JSON object"
-    if not isinstance(body.get("model"), str) or not body["model"]:
-        return "'model' is missing"
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
-        return "'messages' is not a list of messages"
-    return None
+def _base64(vector: list[float]) -> str:
+    packed = array.array("f", vector)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return base64.b64encode(packed.tobytes()).decode()
 
 
 def _reply(value: Any) -> web.Response:
     return web.Response(body=orjson.dumps(value), content_type="application/json")
-
-
-def _error(status: int, message: str, kind: str, headers: dict[str, str] | None = None) -> web.Response:
-    body = {"error": {"message": message, "type": kind, "code": kind, "param": None}}
-    return web.Response(status=status, body=orjson.dumps(body), content_type="application/json", headers=headers)
 
 
 def _drop(request: web.Request) -> web.StreamResponse:
@@ -238,17 +259,17 @@ def _drop(request: web.Request) -> web.StreamResponse:
 async def _send(request: web.Request, data: bytes, fate: Fate) -> web.StreamResponse:
     if fate.kind == "malformed":
         data = data[: len(data) // 2]
-    if not fate.rule.slow_body_ms:
+    cut = fate.kind == "drop_billed"
+    if not cut and not fate.rule.slow_body_ms:
         return web.Response(body=data, content_type="application/json")
     response = web.StreamResponse(headers={"Content-Type": "application/json"})
     response.content_length = len(data)
     await response.prepare(request)
-    parts = 10
-    size = -(-len(data) // parts)
-    for i in range(parts):
-        await asyncio.sleep(fate.rule.slow_body_ms / parts / 1000)
+    size = -(-len(data) // SLOW_PARTS)
+    for i in range(SLOW_PARTS // 2 if cut else SLOW_PARTS):
+        await asyncio.sleep(fate.rule.slow_body_ms / SLOW_PARTS / 1000)
         await response.write(data[i * size : (i + 1) * size])
-    return response
+    return _drop(request) if cut else response
 
 
 async def _stream(
@@ -258,8 +279,7 @@ async def _stream(
     await response.prepare(request)
     words = answer.split(" ")
     pieces = [word if i == 0 else f" {word}" for i, word in enumerate(words)]
-    if fate.kind == "malformed":
-        pieces = pieces[: len(pieces) // 2]
+    breaks_at = len(pieces) // 2 if fate.kind in ("malformed", "drop_billed") else None
 
     async def event(delta: dict[str, Any], finish: str | None, **more: Any) -> None:
         choice = {"index": 0, "delta": delta, "finish_reason": finish}
@@ -267,12 +287,14 @@ async def _stream(
         await response.write(b"data: " + orjson.dumps(chunk) + b"\n\n")
 
     await event({"role": "assistant", "content": ""}, None)
-    for piece in pieces:
+    for i, piece in enumerate(pieces):
         if fate.rule.slow_body_ms:
             await asyncio.sleep(fate.rule.slow_body_ms / len(pieces) / 1000)
+        if i == breaks_at:
+            if fate.kind == "drop_billed":
+                return _drop(request)
+            await response.write(b'data: {"id": \n\n')
         await event({"content": piece}, None)
-    if fate.kind == "malformed":
-        return _drop(request)
     await event({}, "stop")
     if (body.get("stream_options") or {}).get("include_usage"):
         await event({}, None, choices=[], usage=used)

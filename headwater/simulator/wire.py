@@ -59,7 +59,8 @@ def parse(kind: type[BaseModel], data: bytes) -> dict[str, Any]:
     """The body as it was sent, once `kind` accepts it. Raises `BadRequestError` naming the field."""
     try:
         body = orjson.loads(data)
-        kind.model_validate(body)
+        # From JSON, not from `body`: so that messages speak of objects, not of classes.
+        kind.model_validate_json(data)
     except orjson.JSONDecodeError as error:
         raise BadRequestError(f"the body is not JSON: {error}", None) from error
     except ValidationError as error:

@@ -1,0 +1,76 @@
+"""Real servers for the whole suite: those given by REDIS_URL and DATABASE_URL, containers, or the embedded ones."""
+
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+
+from headwater.embedded import EmbeddedServers, Endpoints
+from headwater.settings import Settings
+from projections.db import Pool, connect, migrate
+from streams.connection import Streams, open_streams
+from tests.containers import container_endpoints
+
+SHARDS = 4
+
+
+@pytest.fixture(scope="session")
+def endpoints() -> Iterator[Endpoints]:
+    """Where Redis and PostgreSQL answer, for the whole session."""
+    if "REDIS_URL" in os.environ and "DATABASE_URL" in os.environ:
+        yield Endpoints(os.environ["REDIS_URL"], os.environ["DATABASE_URL"])
+        return
+    with container_endpoints() as found:
+        if found is not None:
+            yield found
+            return
+    with tempfile.TemporaryDirectory(prefix="hw-test-") as data:
+        # Servers that run as another user must get through to their data.
+        Path(data).chmod(0o711)
+        with EmbeddedServers(Path(data)) as started:
+            yield started
+
+
+@pytest.fixture
+def settings() -> Settings:
+    """Settings that do not depend on the environment of whoever runs the tests."""
+    return Settings(shards=SHARDS, lease_ms=5_000, llm_retry_ms=1, log_level="warning")
+
+
+@pytest.fixture
+async def streams(endpoints: Endpoints) -> AsyncIterator[Streams]:
+    """An empty log."""
+    opened = await open_streams(endpoints.redis_url, shards=SHARDS)
+    await opened.redis.flushall()
+    await opened.close()
+    opened = await open_streams(endpoints.redis_url, shards=SHARDS)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def database_url(endpoints: Endpoints) -> AsyncIterator[str]:
+    """An empty database of its own."""
+    name = f"test_{os.urandom(6).hex()}"
+    admin = await asyncpg.connect(endpoints.database_url)
+    await admin.execute(f"CREATE DATABASE {name}")
+    yield urlunsplit(urlsplit(endpoints.database_url)._replace(path=f"/{name}", netloc=_netloc(endpoints)))
+    await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await admin.close()
+
+
+def _netloc(endpoints: Endpoints) -> str:
+    return urlsplit(endpoints.database_url).netloc
+
+
+@pytest.fixture
+async def pool(database_url: str) -> AsyncIterator[Pool]:
+    """A migrated database."""
+    opened = await connect(database_url)
+    await migrate(opened)
+    yield opened
+    await opened.close()
