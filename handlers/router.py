@@ -31,15 +31,15 @@ class HybridRouter:
     """Rules in the order they were added; the first that names an agent wins, with confidence 1.0."""
 
     def __init__(self, rules: Iterable[Rule] = ()) -> None:
-        self._rules = list(rules)
+        self.rules = list(rules)
 
     def add_rule(self, rule: Rule) -> None:
         """Add a rule behind the others."""
-        self._rules.append(rule)
+        self.rules.append(rule)
 
     def match(self, task: Task) -> RoutingDecision | None:
         """The first rule's decision, or None if no rule names an agent. A rule that raises is logged and skipped."""
-        for rule in self._rules:
+        for rule in self.rules:
             name = getattr(rule, "__name__", type(rule).__name__)
             try:
                 agent_id = rule(task)

@@ -19,7 +19,13 @@ from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError, TimeoutError
 
-from schemas.errors import ConfigurationError, HeadwaterError, StaleLeaseError, UnavailableError
+from schemas.errors import (
+    ConfigurationError,
+    HeadwaterError,
+    InvalidInputError,
+    StaleLeaseError,
+    UnavailableError,
+)
 from streams.keys import META, Keys
 
 log = structlog.get_logger(__name__)
@@ -27,8 +33,8 @@ log = structlog.get_logger(__name__)
 RedisClient = Redis | RedisCluster
 Fields = list[str | bytes]
 """The values of one log entry, in the order of `schemas.event.FIELDS`."""
-_Group = tuple[str, int, list[tuple[dict[str, Any], asyncio.Future[Any]]]]
-"""What one FCALL carries: function, shard, and (item, future of its reply) pairs."""
+_Group = tuple[str, int, list[tuple[bytes, asyncio.Future[Any]]]]
+"""What one FCALL carries: function, shard, and (packed item, future of its reply) pairs."""
 
 MAX_PIPELINES = 2
 """How many pipelines are on their way at once: one is prepared here while the server works on the other."""
@@ -104,7 +110,7 @@ class Functions:
     def __init__(self, redis: RedisClient, keys: Keys) -> None:
         self.redis = redis
         self.keys = keys
-        self._pending: dict[tuple[str, int], list[tuple[dict[str, Any], asyncio.Future[Any]]]] = {}
+        self._pending: dict[tuple[str, int], list[tuple[bytes, asyncio.Future[Any]]]] = {}
         self._flushers: set[asyncio.Task[None]] = set()
         self._scheduled = False
 
@@ -174,7 +180,13 @@ class Functions:
             })
             for batch, commit in commits
         ]  # fmt: skip
-        return [reply == 1 for reply in await _all(futures)]
+        replies = await asyncio.gather(*futures, return_exceptions=True)
+        for (batch, _), reply in zip(commits, replies, strict=True):
+            if isinstance(reply, UnavailableError):
+                raise reply
+            if isinstance(reply, BaseException):
+                log.error("commit_refused", reader=reader, tenant=batch.tenant_id, error=str(reply))
+        return [reply == 1 for reply in replies]
 
     async def take(
         self, wants: Sequence[tuple[int, Sequence[tuple[str, int]]]], worker: str, *, lease_ms: int
@@ -233,7 +245,13 @@ class Functions:
 
     def _submit(self, name: str, shard: int, item: dict[str, Any]) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._pending.setdefault((name, shard), []).append((item, future))
+        try:
+            packed = pack(item)
+        except (TypeError, ValueError, OverflowError) as error:
+            # One item that cannot be sent must not take the others of its pipeline with it.
+            future.set_exception(InvalidInputError(f"{name}: a value cannot be sent to Redis: {error}"))
+            return future
+        self._pending.setdefault((name, shard), []).append((packed, future))
         if len(self._flushers) < MAX_PIPELINES and not self._scheduled:
             self._scheduled = True
             flusher = asyncio.create_task(self._flush())
@@ -268,7 +286,7 @@ class Functions:
 
     async def _execute(self, groups: list[_Group]) -> list[Any]:
         commands = [
-            ("FCALL", f"hw_{name}", 1, self.keys.prefixes[shard], pack([item for item, _ in items]))
+            ("FCALL", f"hw_{name}", 1, self.keys.prefixes[shard], array_of([item for item, _ in items]))
             for name, shard, items in groups
         ]
         replies = await self._pipeline(commands)
@@ -306,9 +324,17 @@ async def _all(futures: Sequence[asyncio.Future[Any]]) -> list[Any]:
     return results
 
 
-def pack(items: list[dict[str, Any]]) -> bytes:
-    """MessagePack for Lua, whose reader knows strings only, not the newer binary type."""
-    return bytes(msgpack.packb(items, use_bin_type=False))
+def pack(item: dict[str, Any]) -> bytes:
+    """MessagePack for Lua, whose reader knows strings only, not the newer binary type.
+
+    Bytes that came from Redis as surrogate escapes go back as the bytes they were.
+    """
+    return bytes(msgpack.packb(item, use_bin_type=False, unicode_errors="surrogateescape"))
+
+
+def array_of(packed: list[bytes]) -> bytes:
+    """A MessagePack array of packed items."""
+    return b"".join([msgpack.Packer().pack_array_header(len(packed)), *packed])
 
 
 def unpack(data: bytes) -> Any:

@@ -2,7 +2,6 @@
 
 import sys
 
-import click
 import typer
 
 from headwater.cli import admin, reading, running, submitting
@@ -26,15 +25,7 @@ admin.register(app)
 def main() -> None:
     """Entry point: errors of ours are one message on stderr; exit 2 for a usage error, 1 for a failure."""
     try:
-        status = app(standalone_mode=False)
-        sys.exit(status if isinstance(status, int) else 0)
-    except click.UsageError as error:
-        error.show()
-        sys.exit(2)
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
+        app()
     except BrokenPipeError:
         # The reader of our output, such as `head`, has seen enough.
         sys.stderr.close()
