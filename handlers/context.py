@@ -56,10 +56,11 @@ class TaskContext:
         """
         ordinal = self._journal.next_ordinal()
         asked = content_hash(canonical_json([name, jsonable(args), jsonable(kwargs)]))[:24]
-        earlier = [e.body for e in self._journal.recorded(ordinal) if isinstance(e.body, StepRecorded)]
-        for body in earlier:
-            if body.request_hash == asked:
-                return await self._journal.resolve(body.result)
+        earlier = self._journal.recorded(ordinal)
+        for event in earlier:
+            if isinstance(event.body, StepRecorded) and event.body.request_hash == asked:
+                self._journal.reuse(event)
+                return await self._journal.resolve(event.body.result)
         clock = time.perf_counter_ns()
         result = fn(*args, **kwargs) if inspect.iscoroutinefunction(fn) else asyncio.to_thread(fn, *args, **kwargs)
         value = jsonable(await result)

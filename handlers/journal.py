@@ -31,6 +31,8 @@ class Journal:
         self._lease_ms = lease_ms
         self._ordinal = -1
         self._recorded: dict[int, list[AgentEvent]] = {}
+        self.given: list[str] = []
+        """Positions of what the agent was given so far, by this delivery or from the record, in its order."""
         self._last_recorder = 1
         """The newest delivery that recorded anything: if it was not this one, it died after that."""
         self.answered_live = False
@@ -42,7 +44,7 @@ class Journal:
             worker=self.delivery.worker,
         )
         self._started: AgentEvent | None = self.event(started, "started", self.delivery.delivery)
-        self._flush: asyncio.Task[None] | None = None
+        self._flush: asyncio.Task[str] | None = None
 
     async def load(self) -> None:
         """Read what earlier deliveries recorded."""
@@ -77,6 +79,11 @@ class Journal:
         """The facts that earlier deliveries recorded at this ordinal, oldest first."""
         return self._recorded.get(ordinal, [])
 
+    def reuse(self, event: AgentEvent) -> None:
+        """Note that the agent was given a recorded fact."""
+        if event.position is not None:
+            self.given.append(event.position)
+
     def lost_delivery(self) -> int | None:
         """The earlier delivery that may have had a request in flight when it died, or None.
 
@@ -109,18 +116,24 @@ class Journal:
     async def record_attempt(self, body: LlmAttempted) -> AgentEvent:
         """Record one LLM attempt. Raises `StaleLeaseError` if this worker lost the call."""
         event = self.event(body, event_id=self.attempt_id(body.ordinal, body.attempt, body.delivery))
-        await self._record(f"{body.ordinal}.{body.attempt}@{self.delivery.delivery}", [event])
+        await self.record(f"{body.ordinal}.{body.attempt}@{self.delivery.delivery}", event)
         return event
 
     async def record_step(self, body: StepRecorded) -> None:
         """Record a finished step. Raises `StaleLeaseError` if this worker lost the call."""
         event = self.event(body, "step", body.ordinal, self.delivery.delivery)
-        await self._record(f"{body.ordinal}.0@{self.delivery.delivery}", [event])
+        await self.record(f"{body.ordinal}.0@{self.delivery.delivery}", event)
 
-    async def _record(self, key: str, events: list[AgentEvent]) -> None:
+    async def record(self, key: str, event: AgentEvent) -> None:
+        """Record a fact under a step key of this call. Raises `StaleLeaseError` if this worker lost the call."""
+        self.given.append(await self._record(key, [event]))
+
+    async def _record(self, key: str, events: list[AgentEvent]) -> str:
         blobs: dict[str, bytes] = {}
         facts = [encode(event, blobs) for event in self.final(events)]
-        await self._streams.functions.record(self.delivery, lease_ms=self._lease_ms, key=key, facts=facts, blobs=blobs)
+        return await self._streams.functions.record(
+            self.delivery, lease_ms=self._lease_ms, key=key, facts=facts, blobs=blobs
+        )
 
     def final(self, events: list[AgentEvent]) -> list[AgentEvent]:
         """`events`, with `agent.started` in front if it is not in the log yet."""

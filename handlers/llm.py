@@ -112,9 +112,13 @@ class LlmClient:
         return await self._run(request, earlier)
 
     def _replay(self, request: _Request) -> tuple[LlmAttempted | None, list[LlmAttempted]]:
-        earlier = [e.body for e in self._journal.recorded(request.ordinal) if isinstance(e.body, LlmAttempted)]
-        same = [body for body in earlier if body.request_hash == request.hash()]
-        return next((body for body in same if body.status == "ok"), None), earlier
+        events = [e for e in self._journal.recorded(request.ordinal) if isinstance(e.body, LlmAttempted)]
+        earlier = [e.body for e in events if isinstance(e.body, LlmAttempted)]
+        for event, body in zip(events, earlier, strict=True):
+            if body.status == "ok" and body.request_hash == request.hash():
+                self._journal.reuse(event)
+                return body, earlier
+        return None, earlier
 
     async def _from_record(self, body: LlmAttempted) -> Completion:
         response = await self._journal.resolve(body.response)

@@ -92,7 +92,10 @@ class AgentRunner:
             duration_us=_since(clock),
         )
         if isinstance(result, HandOver):
-            return [completed, HandoffProposed(call_id=call.call_id, payload=result.proposal)]
+            return [
+                completed,
+                HandoffProposed(call_id=call.call_id, payload=result.proposal, given=tuple(journal.given)),
+            ]
         return [completed]
 
     @staticmethod

@@ -19,6 +19,8 @@ Content = Json
 Microseconds = Count
 Ordinal = Annotated[int, Field(ge=0, le=2**31 - 1)]
 RoutedBy = Literal["rules", "llm", "backup"]
+Question = Literal["route", "decompose", "check", "synthesize"]
+"""What the supervisor asks a model: who does it, in which steps, is a handoff grounded, what do the results say."""
 
 
 class EventBody(BaseModel):
@@ -58,6 +60,58 @@ class TaskRouted(EventBody):
     reasoning: str
     replaces_call_id: str | None = None
     """The failed call whose place this one takes, when `routed_by` is "backup"."""
+    subtask: Ordinal | None = None
+    """Index of the subtask that is routed, None for a whole task."""
+
+
+class Subtask(BaseModel):
+    """One step of a decomposed task; `depends_on` names by index the steps whose results it needs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    description: Annotated[str, Field(min_length=1)]
+    depends_on: tuple[Ordinal, ...] = ()
+
+
+class TaskDecomposed(EventBody):
+    """The supervisor split a task. Steps without open prerequisites run in parallel, each routed as a task is."""
+
+    type = "task.decomposed"
+    decision = True
+
+    subtasks: tuple[Subtask, ...]
+    reasoning: str = ""
+
+
+class SupervisorAsked(EventBody):
+    """The supervisor needs a model's judgement before it can go on, and ordered the call `call_id` for it."""
+
+    type = "supervisor.asked"
+    decision = True
+
+    call_id: str
+    question: Question
+    subtask: Ordinal | None = None
+    """Index of the subtask that is asked about, None for a whole task."""
+    about_event_id: str | None = None
+    """The `handoff.proposed` that is to be checked, when `question` is "check"."""
+
+
+class SupervisorAnswered(EventBody):
+    """A model's judgement came back: `answer` has it, or `error` says why there is none.
+
+    The shape of `answer` by question: route {agent_id, confidence, reasoning}; decompose {subtasks, reasoning}; check
+    {grounded, reasons}; synthesize {answer, sources}.
+    """
+
+    type = "supervisor.answered"
+
+    call_id: str
+    question: Question
+    delivery: Ordinal
+    answer: Content = None
+    error: str | None = None
+    duration_us: Microseconds
 
 
 class TaskCompleted(EventBody):
@@ -91,6 +145,26 @@ class TaskFailed(EventBody):
 
     reason: str
     errors: tuple[AgentError, ...] = ()
+    routed_by: RoutedBy | None = None
+    agent_results: dict[str, Content] = Field(default_factory=dict)
+
+
+class TaskCancelRequested(EventBody):
+    """Somebody asked for a task to be cancelled. Too late for a task that has ended."""
+
+    type = "task.cancel_requested"
+
+    reason: str = ""
+
+
+class TaskCancelled(EventBody):
+    """A task was given up on request: what had not started does not start, and what runs is told to stop."""
+
+    type = "task.cancelled"
+    decision = True
+    terminal = True
+
+    reason: str = ""
     routed_by: RoutedBy | None = None
     agent_results: dict[str, Content] = Field(default_factory=dict)
 
@@ -133,6 +207,17 @@ class AgentFailed(EventBody):
     delivery: Ordinal
     error_class: str
     error: str
+    duration_us: Microseconds
+
+
+class AgentCancelled(EventBody):
+    """An agent's run was stopped because its task had ended."""
+
+    type = "agent.cancelled"
+
+    agent_id: AgentId
+    call_id: str
+    delivery: Ordinal
     duration_us: Microseconds
 
 
@@ -198,6 +283,58 @@ class StepRecorded(EventBody):
     """True when an earlier run had recorded another request at this ordinal, so this one ran live."""
 
 
+class ContextCompiled(EventBody):
+    """A context was put together for an agent's LLM request, within the token budget of its tier (row D3)."""
+
+    type = "context.compiled"
+
+    call_id: str
+    ordinal: Ordinal
+    delivery: Ordinal
+    agent_id: AgentId
+    tier: str
+    budget_tokens: Count
+    token_usage: dict[str, Count]
+    """Tokens per part: system, session, memories, task; and their total."""
+    token_counter: str
+    """What counted: `tiktoken:<encoding>`, or the name of a counter that is never too low."""
+    dropped: dict[str, Count]
+    """How many messages and memories did not fit."""
+    context: Content
+    """What the agent was given: {system, session, memories, task}."""
+    request_hash: str
+    duration_us: Microseconds
+    diverged: bool = False
+
+
+class MemoryStored(EventBody):
+    """An agent stored a fact to remember (row D2). The embedding is kept, so that a rebuild pays for nothing."""
+
+    type = "memory.stored"
+
+    call_id: str
+    ordinal: Ordinal
+    delivery: Ordinal
+    agent_id: AgentId
+    text: Content
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    embedder: str
+    dimensions: Ordinal
+    embedding: Content
+    """Base64 of little-endian 32-bit floats."""
+    request_hash: str
+    duration_us: Microseconds
+    diverged: bool = False
+
+
+class SessionCleared(EventBody):
+    """Somebody cleared a session: its messages so far are not part of any later context (row D1)."""
+
+    type = "session.cleared"
+
+    reason: str = ""
+
+
 class HandoffProposed(EventBody):
     """An agent ended its turn by handing its work to another agent."""
 
@@ -205,6 +342,8 @@ class HandoffProposed(EventBody):
 
     call_id: str
     payload: HandoffProposal
+    given: tuple[str, ...] = ()
+    """Positions in the log of what the agent was given while it worked: contexts, steps and answers (row C3)."""
 
 
 class HandoffAccepted(EventBody):
@@ -218,6 +357,9 @@ class HandoffAccepted(EventBody):
     payload_type: str
     strictness: Literal["strict", "lenient"]
     checks: tuple[str, ...]
+    """The checks that ran and passed: "structural", "semantic"."""
+    verification: Literal["verified", "unverified", "not_required"] = "not_required"
+    """Of the semantic check. "unverified": it was required and could not run; the policy let the handoff pass."""
     warnings: tuple[str, ...] = ()
     call_id: str
 
@@ -233,6 +375,9 @@ class HandoffRejected(EventBody):
     payload_type: str
     strictness: Literal["strict", "lenient"]
     reasons: tuple[str, ...]
+    failed_check: Literal["structural", "semantic"] = "structural"
+    verification: Literal["verified", "unverified", "not_required"] = "not_required"
+    """"unverified": the semantic check could not run, and the policy for this payload type is to fail closed."""
     returned_to: Literal["sender", "supervisor"]
     call_id: str | None = None
 
@@ -241,14 +386,23 @@ BODIES: dict[str, type[EventBody]] = {
     body.type: body
     for body in (
         TaskSubmitted,
+        TaskCancelRequested,
         TaskRouted,
+        TaskDecomposed,
         TaskCompleted,
         TaskFailed,
+        TaskCancelled,
+        SupervisorAsked,
+        SupervisorAnswered,
         AgentStarted,
         AgentCompleted,
         AgentFailed,
+        AgentCancelled,
         LlmAttempted,
         StepRecorded,
+        ContextCompiled,
+        MemoryStored,
+        SessionCleared,
         HandoffProposed,
         HandoffAccepted,
         HandoffRejected,

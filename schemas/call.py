@@ -1,5 +1,7 @@
 """A call: one piece of slow or outside work that a decision ordered and a worker executes."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.content import Json
@@ -7,17 +9,32 @@ from schemas.handoff import HandoffProposal
 from schemas.ids import AgentId, SessionId, TenantId
 from schemas.task import Priority
 
+CallKind = Literal["agent", "route", "decompose", "check", "synthesize"]
+"""An agent's run, or a question of the supervisor's to a model."""
+
+
+class SubtaskResult(BaseModel):
+    """What a step of a decomposed task came to, as it is passed on to later steps and to the synthesis."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    subtask: int
+    description: str
+    agent_id: AgentId
+    result: Json
+
 
 class Call(BaseModel):
-    """An agent run, as it waits on the tenant's queue for that agent.
+    """A call, as it waits on the tenant's queue for its agent (the supervisor's questions wait for "supervisor").
 
-    `call_chain` ends with the agent that is called. `text` and
-    `data` are content: inline, or a blob reference that the worker resolves.
+    `call_chain` ends with the agent that is called. `text` and `data` are content: inline, or a blob reference that
+    the worker resolves. For a step of a decomposed task, `text` is the step's description and `whole_text` the task's.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     call_id: str
+    kind: CallKind = "agent"
     ordered_by: str
     """The id of the event that ordered this call: the cause of everything that the agent does."""
     agent_id: AgentId
@@ -29,6 +46,13 @@ class Call(BaseModel):
     task_type: str
     text: Json
     data: Json = None
+    subtask: int | None = None
+    whole_text: Json = None
+    results: tuple[SubtaskResult, ...] = ()
+    """Results of the steps that this one depends on; for a synthesis, of all steps."""
     handoff: HandoffProposal | None = None
+    """The handoff that started this run; for a check, the one to be checked."""
+    given: tuple[str, ...] = ()
+    """For a check: positions in the log of what the sender was given."""
     repair_reasons: tuple[str, ...] = Field(default=())
     """Why the handoff that this agent proposed was rejected, when it is asked to repair it."""

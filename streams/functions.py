@@ -82,6 +82,8 @@ class Commit:
     parked: list[Fields] = field(default_factory=list)
     notify: list[tuple[str, int]] = field(default_factory=list)
     """(task, 0-based index of its terminal fact in `facts`)"""
+    cancels: list[str] = field(default_factory=list)
+    """Calls that are not wanted any more: one that waits is dropped, one that runs is told."""
 
 
 @dataclass(slots=True)
@@ -97,6 +99,8 @@ class Delivery:
     body: str
     steps: dict[str, str]
     """Step key → position in the log of what an earlier delivery recorded."""
+    cancelled: bool = False
+    """Its task has ended: what runs is to stop, and to settle what it knows."""
 
 
 def library_source() -> str:
@@ -176,7 +180,7 @@ class Functions:
                 "to": batch.end, "facts": commit.facts, "blobs": list(commit.blobs.items()),
                 "calls": [(c.call_id, c.agent_id, c.rank, c.body) for c in commit.calls],
                 "states": list(commit.states.items()), "ended": commit.ended, "parked": commit.parked,
-                "notify": [(task, index + 1) for task, index in commit.notify],
+                "notify": [(task, index + 1) for task, index in commit.notify], "cancels": commit.cancels,
             })
             for batch, commit in commits
         ]  # fmt: skip
@@ -199,23 +203,34 @@ class Functions:
         return [
             [
                 Delivery(
-                    shard, tenant, agent, call, number, worker, body, dict(zip(steps[::2], steps[1::2], strict=True))
+                    shard,
+                    tenant,
+                    agent,
+                    call,
+                    number,
+                    worker,
+                    body,
+                    dict(zip(steps[::2], steps[1::2], strict=True)),
+                    cancelled == 1,
                 )
-                for tenant, agent, call, number, body, steps in reply
+                for tenant, agent, call, number, body, steps, cancelled in reply
             ]
             for (shard, _), reply in zip(wants, await _all(futures), strict=True)
         ]
 
     async def record(
         self, delivery: Delivery, *, lease_ms: int, key: str, facts: list[Fields], blobs: dict[str, bytes]
-    ) -> None:
+    ) -> str:
         """Append facts of a running call under a step key, once; the last fact is the step's. Renews the lease.
+
+        Returns the position of the step's fact.
 
         Raises:
             StaleLeaseError: the call was given to another worker, or the lease ended. Nothing was written.
         """
         item = self._token(delivery) | {"lease_ms": lease_ms, "key": key, "facts": facts, "blobs": list(blobs.items())}
-        await self._fenced("record", delivery.shard, item)
+        _, position = await self._fenced("record", delivery.shard, item)
+        return str(position)
 
     async def settle(self, delivery: Delivery, *, facts: list[Fields], blobs: dict[str, bytes]) -> None:
         """End a call with its last facts. Raises `StaleLeaseError`: another worker has it, nothing was written."""
@@ -223,9 +238,12 @@ class Functions:
         await self._fenced("settle", delivery.shard, item)
 
     async def renew(self, deliveries: Sequence[Delivery], *, lease_ms: int) -> list[bool]:
-        """Keep calls for another `lease_ms`. False: that lease was lost."""
+        """Keep calls for another `lease_ms`. False: that lease was lost. Marks those that were cancelled."""
         futures = [self._submit("renew", d.shard, self._token(d) | {"lease_ms": lease_ms}) for d in deliveries]
-        return [reply == 1 for reply in await _all(futures)]
+        replies = await _all(futures)
+        for delivery, reply in zip(deliveries, replies, strict=True):
+            delivery.cancelled = delivery.cancelled or reply == ["cancelled"]
+        return [reply != ["stale"] for reply in replies]
 
     async def reclaim(self, shards: Sequence[int], *, max_calls: int = 100) -> int:
         """Put calls whose lease ended back into their queues, up to `max_calls` a shard. Returns how many."""
@@ -236,9 +254,11 @@ class Functions:
         return {"tenant": delivery.tenant_id, "call": delivery.call_id, "worker": delivery.worker,
                 "delivery": delivery.delivery}  # fmt: skip
 
-    async def _fenced(self, name: str, shard: int, item: dict[str, Any]) -> None:
-        if await self._call(name, shard, item) == ["stale"]:
+    async def _fenced(self, name: str, shard: int, item: dict[str, Any]) -> Any:
+        reply = await self._call(name, shard, item)
+        if reply == ["stale"]:
             raise StaleLeaseError(f"{name} of tenant {item['tenant']!r}: the lease is no longer held; nothing written")
+        return reply
 
     async def _call(self, name: str, shard: int, item: dict[str, Any]) -> Any:
         return (await _all([self._submit(name, shard, item)]))[0]

@@ -19,13 +19,13 @@
 --   S:T:readers          hash  <reader> -> position read so far, <reader>:epoch -> number of the newest lease
 --   S:T:state            hash  task -> the decider's folded state, while the task is open
 --   S:T:queue:<agent>    zset  call -> priority rank and age
---   S:T:call:<id>        hash  body, agent, rank, owner, delivery; s<key> -> position of a recorded step
---   S:T:dedup:<key>      string "task position fingerprint" of an accepted submission, expires
+--   S:T:call:<id>        hash  body, agent, rank, owner, delivery, cancelled; s<key> -> position of a recorded step
+--   S:T:dedup:<key>      string "position fingerprint task" of an accepted submission, expires
 --   S:T:blob:<sha256>    string one large content
 --   S:T:parked           stream of entries that a reader could not handle
 --   S:T:done             channel on which the end of a task is announced: "task position"
 
-local VERSION = 1
+local VERSION = 2
 local LOG_READERS = {'decider', 'projector'}
 local RANK = 2 ^ 44  -- a rank's share of a queue score: above it the priority, below it the turn
 
@@ -72,11 +72,11 @@ local function append(S, item)
   local dedup = S .. ':' .. item.tenant .. ':dedup:' .. item.key
   local seen = redis.call('GET', dedup)
   if seen then
-    local task, position, fingerprint = string.match(seen, '^(%S+) (%S+) (%S+)$')
+    local position, fingerprint, task = string.match(seen, '^(%S+) (%S+) (.*)$')
     return {fingerprint == item.fingerprint and 'duplicate' or 'conflict', position, task}
   end
   local position = write_facts(S, item.tenant, {item.fact}, item.blobs)[1]
-  redis.call('SET', dedup, item.task .. ' ' .. position .. ' ' .. item.fingerprint, 'PX', item.ttl_ms)
+  redis.call('SET', dedup, position .. ' ' .. item.fingerprint .. ' ' .. item.task, 'PX', item.ttl_ms)
   local now = now_ms()
   for _, reader in ipairs(LOG_READERS) do wake(S, reader, item.tenant, now) end
   return {'new', position, item.task}
@@ -138,9 +138,22 @@ local function lease(S, item)
   return batches
 end
 
+-- A cancelled call that nobody runs is gone; one that a worker runs is marked, for the worker to see when it renews.
+local function cancel(S, tenant, id)
+  local call = S .. ':' .. tenant .. ':call:' .. id
+  local found = redis.call('HMGET', call, 'agent', 'delivery')
+  if not found[1] then return end
+  if found[2] then
+    redis.call('HSET', call, 'cancelled', 1)
+  else
+    redis.call('ZREM', S .. ':' .. tenant .. ':queue:' .. found[1], id)
+    redis.call('DEL', call)
+  end
+end
+
 -- commit: what a log reader made of its batch: facts, calls, states and the new position, all or nothing.
 --   item   {reader, tenant, epoch, from, to, facts, blobs, calls {{id, agent, rank, body}}, states {{task, json}},
---           ended {task}, parked {{field, value, …}}, notify {{task, index of its fact}}}
+--           ended {task}, parked {{field, value, …}}, notify {{task, index of its fact}}, cancels {call}}
 --   reply  1 | {"stale"}   stale: the lease ended, or the tenant was leased again; nothing was written
 local function commit(S, item)
   local now = now_ms()
@@ -167,6 +180,7 @@ local function commit(S, item)
     redis.call('HSET', prefix .. ':call:' .. call[1], 'agent', call[2], 'rank', score, 'body', call[4])
     enqueue(S, item.tenant, call[1], call[2], score)
   end
+  for _, id in ipairs(item.cancels or {}) do cancel(S, item.tenant, id) end
   for _, fields in ipairs(item.parked or {}) do redis.call('XADD', prefix .. ':parked', '*', unpack(fields)) end
   for _, entry in ipairs(item.notify or {}) do
     redis.call('PUBLISH', prefix .. ':done', entry[1] .. ' ' .. positions[entry[2]])
@@ -182,7 +196,7 @@ end
 
 -- take: the next calls for a worker's free places, one tenant after the other; within a tenant by priority, then age.
 --   item   {worker, lease_ms, wants {{agent, count}}}
---   reply  {{tenant, agent, call, delivery, body, {step key, position, …}}, …}
+--   reply  {{tenant, agent, call, delivery, body, {step key, position, …}, cancelled (0 or 1)}, …}
 local function take(S, item)
   local ends = now_ms() + item.lease_ms
   local taken = {}
@@ -215,7 +229,8 @@ local function take(S, item)
             end
           end
         end
-        taken[#taken + 1] = {tenant, agent, id, delivery, redis.call('HGET', call, 'body'), steps}
+        taken[#taken + 1] = {tenant, agent, id, delivery, redis.call('HGET', call, 'body'), steps,
+          redis.call('HEXISTS', call, 'cancelled')}
         count = count - 1
       end
     end
@@ -233,25 +248,31 @@ end
 
 -- record: facts of a call that goes on, such as a finished step, once per key. Renews the lease.
 --   item   {tenant, call, worker, delivery, lease_ms, key, facts, blobs}
---   reply  1 | {"stale"}
+--   reply  {"recorded", position of the key's fact} | {"stale"}
 local function record(S, item)
   local now = now_ms()
   if not holds(S, item, now) then return {'stale'} end
   local call = S .. ':' .. item.tenant .. ':call:' .. item.call
-  if redis.call('HEXISTS', call, 's' .. item.key) == 0 then
+  local position = redis.call('HGET', call, 's' .. item.key)
+  if not position then
     local positions = write_facts(S, item.tenant, item.facts, item.blobs)
-    redis.call('HSET', call, 's' .. item.key, positions[#positions])
+    position = positions[#positions]
+    redis.call('HSET', call, 's' .. item.key, position)
     wake(S, 'projector', item.tenant, now)
   end
   redis.call('ZADD', S .. ':leases', now + item.lease_ms, item.tenant .. '|' .. item.call)
-  return 1
+  return {'recorded', position}
 end
 
--- renew: keeps a call that takes long. item {tenant, call, worker, delivery, lease_ms}; reply 1 | {"stale"}
+-- renew: keeps a call that takes long. item {tenant, call, worker, delivery, lease_ms}; reply 1 | {"stale"} |
+-- {"cancelled"}: still held, but its task has ended: stop, and settle.
 local function renew(S, item)
   local now = now_ms()
   if not holds(S, item, now) then return {'stale'} end
   redis.call('ZADD', S .. ':leases', now + item.lease_ms, item.tenant .. '|' .. item.call)
+  if redis.call('HEXISTS', S .. ':' .. item.tenant .. ':call:' .. item.call, 'cancelled') == 1 then
+    return {'cancelled'}
+  end
   return 1
 end
 

@@ -1,0 +1,1 @@
+"""Measurements, printed as JSON and a table: `make bench`."""
