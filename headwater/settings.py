@@ -54,11 +54,35 @@ class Settings(BaseSettings):
     tenant_labels: int = Field(default=100, ge=1, description="Tenants with labels of their own in /metrics.")
     log_level: str = Field(default="info", description="debug, info, warning or error.")
     fsync: str = Field(default="everysec", description="appendfsync of the embedded Redis: everysec or always.")
+    langfuse_public_key: str | None = Field(
+        default=None,
+        validation_alias="LANGFUSE_PUBLIC_KEY",
+        description="Public key of the Langfuse project to export to. Without keys and host, nothing is exported.",
+    )
+    langfuse_secret_key: str | None = Field(
+        default=None, validation_alias="LANGFUSE_SECRET_KEY", description="Its secret key.", repr=False
+    )
+    langfuse_host: str | None = Field(
+        default=None, validation_alias="LANGFUSE_HOST", description="Base URL of the Langfuse server."
+    )
+    langfuse_content: bool = Field(
+        default=True, description="Export prompts, answers and results too; false: only names, times and numbers."
+    )
+    langfuse_settle_s: float = Field(
+        default=60.0,
+        ge=0,
+        description="How long Langfuse may take to show what it was sent, before a doubtful span is sent again.",
+    )
 
     @field_validator("fast_models", "reasoning_models", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(m.strip() for m in value.split(",") if m.strip()) if isinstance(value, str) else value
+
+    @property
+    def has_langfuse(self) -> bool:
+        """Are both keys and the host of Langfuse set?"""
+        return bool(self.langfuse_public_key and self.langfuse_secret_key and self.langfuse_host)
 
 
 @lru_cache
