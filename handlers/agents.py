@@ -31,6 +31,10 @@ class AgentCapability(BaseModel):
 
     name: str = Field(min_length=1)
     description: str
+    input_schema: type[BaseModel] | None = None
+    """Enforced on the handoff's content, or on the task's data where there is no handoff."""
+    output_schema: type[BaseModel] | None = None
+    """Enforced on the result; a handoff is judged by its own rules."""
 
 
 class AgentRegistration(BaseModel):
@@ -46,7 +50,7 @@ class AgentRegistration(BaseModel):
     """Gets the task, once, when this agent fails."""
     tags: tuple[str, ...] = ()
     max_concurrent_tasks: int = Field(default=5, ge=1)
-    """Runs of this agent at the same time in one worker process."""
+    """Runs of this agent at the same time, over all workers."""
 
 
 class BaseAgent(ABC):

@@ -12,7 +12,8 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from handlers.journal import Journal
 from handlers.llm import LlmClient, LlmService
 from schemas.bodies import StepRecorded
-from schemas.content import Json, canonical_json, content_hash
+from schemas.call import SubtaskResult
+from schemas.content import Json, canonical_json, content_hash, seal
 from schemas.errors import InvalidInputError
 from schemas.handoff import HandoffProposal
 
@@ -31,11 +32,18 @@ class TaskContext:
         llm: `await context.llm.complete(text, system=…, tier="fast")`.
         handoff: the accepted handoff that started this run (`.content`, `.source_agent_id`, …), or None.
         call_chain: who worked on the task so far, this agent last.
+        results: of the steps that this step of a decomposed task depends on (`.description`, `.agent_id`, `.result`).
         repair_reasons: why the handoff that this agent proposed before was rejected; empty on a first run.
         delivery: 1, or more if earlier workers died while running this.
     """
 
-    def __init__(self, journal: Journal, service: LlmService, handoff: HandoffProposal | None) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        service: LlmService,
+        handoff: HandoffProposal | None,
+        results: tuple[SubtaskResult, ...] = (),
+    ) -> None:
         call = journal.call
         self._journal = journal
         self.llm = LlmClient(service, journal)
@@ -47,6 +55,7 @@ class TaskContext:
         self.repair_reasons = call.repair_reasons
         self.delivery = journal.delivery.delivery
         self.handoff = handoff
+        self.results = results
 
     async def step(self, name: str, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Json:
         """Run `fn(*args, **kwargs)` once: its JSON-able result is recorded, and given back if the agent is run again.
@@ -71,7 +80,7 @@ class TaskContext:
             agent_id=self.agent_id,
             name=name,
             request_hash=asked,
-            result=value,
+            result=seal(value),
             duration_us=(time.perf_counter_ns() - clock) // 1000,
             diverged=bool(earlier),
         )
@@ -94,7 +103,7 @@ class TaskContext:
                 target_agent_id=target_agent_id,
                 tenant_id=self.tenant_id,
                 payload_type=payload_type,
-                content=jsonable(content),
+                content=seal(jsonable(content)),
                 confidence=confidence,
                 call_chain=self.call_chain,
                 reason=reason,

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 import structlog
 
 from handlers.supervisor import SUPERVISOR, WANTED, Decision, Rules, TaskState, call_for, decide, evolve
-from schemas.bodies import TaskFailed, TaskSubmitted
-from schemas.content import blob_of
+from schemas.bodies import SupervisorAnswered, TaskFailed, TaskSubmitted
+from schemas.content import Json, blob_of
 from schemas.errors import UnavailableError, UnreadableEventError
 from schemas.event import AgentEvent, encode, encode_body
 from schemas.ids import derived_id
@@ -76,7 +76,7 @@ class Decider:
 
     async def _decide(self, state: TaskState | None, event: AgentEvent) -> list[Decision]:
         try:
-            return decide(state, event, self._rules, await self._contents(event))
+            return decide(state, event, self._rules, await self._contents(state, event))
         except UnavailableError:
             raise
         except Exception as error:
@@ -85,10 +85,14 @@ class Decider:
             reason = f"the supervisor could not decide on {event.type} {event.id}: {type(error).__name__}: {error}"
             return [Decision(TaskFailed(reason=reason), ("user", SUPERVISOR))]
 
-    async def _contents(self, event: AgentEvent) -> dict[str, bytes]:
-        if not isinstance(event.body, TaskSubmitted):
-            return {}
-        hashes = [sha for value in (event.body.text, event.body.data) if (sha := blob_of(value))]
+    async def _contents(self, state: TaskState | None, event: AgentEvent) -> dict[str, bytes]:
+        """The large contents that a decision on `event` may look at: the task's own, and a model's answer."""
+        values: list[Json] = []
+        if isinstance(event.body, TaskSubmitted):
+            values = [event.body.text, event.body.data]
+        elif isinstance(event.body, SupervisorAnswered) or (state is not None and state.decomposed):
+            values = [getattr(event.body, "answer", None), *([state.text, state.data] if state else [])]
+        hashes = [sha for value in values if (sha := blob_of(value))]
         return await self._log.blobs(event.tenant_id, hashes) if hashes else {}
 
     def _apply(
@@ -96,9 +100,13 @@ class Decider:
     ) -> TaskState | None:
         for ordinal, decision in enumerate(decisions):
             event = decided_event(cause, ordinal, decision, self._now())
-            state = evolve(state, event)
-            if event.body.terminal:
+            if event.body.terminal and state is not None:
+                # Nobody waits for these any more; one that was settled already is not there to be cancelled.
+                commit.cancels += state.calls
                 commit.notify.append((event.task_id, len(commit.facts)))
+            for warning in getattr(event.body, "warnings", ()):
+                logger.warning("handoff_warning", tenant=event.tenant_id, task=event.task_id, warning=warning)
+            state = evolve(state, event)
             commit.facts.append(encode(event, commit.blobs))
             call_id = getattr(event.body, "call_id", None)
             if call_id is not None and state is not None:

@@ -43,7 +43,9 @@ class Journal:
             delivery=self.delivery.delivery,
             worker=self.delivery.worker,
         )
-        self._started: AgentEvent | None = self.event(started, "started", self.delivery.delivery)
+        # Only an agent's run has a beginning worth a fact; a question to a model is short.
+        is_agent = self.call.kind == "agent"
+        self._started = self.event(started, "started", self.delivery.delivery) if is_agent else None
         self._flush: asyncio.Task[str] | None = None
 
     async def load(self) -> None:

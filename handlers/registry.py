@@ -6,6 +6,9 @@ from typing import Any
 from handlers.agents import BaseAgent
 from schemas.errors import InvalidInputError, NotFoundError
 
+RESERVED = frozenset({"user", "supervisor"})
+"""Ids that stand in call chains for those who are no agents."""
+
 
 class AgentRegistry:
     """The agents of a team, by id, in the order they were registered."""
@@ -16,7 +19,9 @@ class AgentRegistry:
             self.register(agent)
 
     def register(self, agent: BaseAgent) -> None:
-        """Add an agent. Raises `InvalidInputError` if its id is taken."""
+        """Add an agent. Raises `InvalidInputError` if its id is taken, or reserved for the user or the supervisor."""
+        if agent.agent_id in RESERVED:
+            raise InvalidInputError(f"agent id {agent.agent_id!r} is reserved: choose another")
         if agent.agent_id in self._agents:
             raise InvalidInputError(f"agent {agent.agent_id!r} is registered already: ids are unique in a team")
         self._agents[agent.agent_id] = agent
@@ -65,3 +70,11 @@ class AgentRegistry:
 
     def __len__(self) -> int:
         return len(self._agents)
+
+
+_process_registry = AgentRegistry()
+
+
+def get_agent_registry() -> AgentRegistry:
+    """The registry of this process, for code that registers its agents one by one. `Team()` uses one of its own."""
+    return _process_registry

@@ -1,14 +1,19 @@
-"""Runs the agents: a call comes in, the agent is invoked, its facts go out to be settled."""
+"""Executes calls: an agent is run, or a question of the supervisor's is answered; the facts go out to be settled."""
 
+import asyncio
 import time
 
 import structlog
 
+from handlers.capabilities import capability_for, check_input, check_output
 from handlers.context import HandOver, TaskContext, jsonable
 from handlers.journal import Journal
 from handlers.llm import LlmService
+from handlers.questions import Questions
 from handlers.registry import AgentRegistry
-from schemas.bodies import AgentCompleted, AgentFailed, EventBody, HandoffProposed
+from schemas.bodies import AgentCancelled, AgentCompleted, AgentFailed, EventBody, HandoffProposed, SupervisorAnswered
+from schemas.call import SubtaskResult
+from schemas.content import seal
 from schemas.errors import StaleLeaseError, UnavailableError
 from schemas.event import AgentEvent
 from schemas.task import Task
@@ -29,6 +34,7 @@ class AgentRunner:
         self._registry = registry
         self._llm = llm
         self._lease_ms = lease_ms
+        self._questions = Questions(streams, registry, llm)
 
     async def handle(self, taken: TakenCall) -> list[AgentEvent]:
         """Run the agent of a call.
@@ -43,7 +49,17 @@ class AgentRunner:
             bodies = await self._run(journal, clock)
         except (StaleLeaseError, UnavailableError):
             raise
+        except asyncio.CancelledError:
+            if not taken.delivery.cancelled:
+                raise
+            # Its task has ended. The lease is still ours, so that what was done so far can be settled.
+            current = asyncio.current_task()
+            assert current is not None
+            current.uncancel()
+            bodies = [self._cancelled(journal, clock)]
         except Exception as error:
+            if taken.call.kind != "agent":
+                raise
             bodies = [self._failed(journal, clock, type(error).__name__, str(error))]
         finally:
             await journal.close()
@@ -67,6 +83,10 @@ class AgentRunner:
             return [self._failed(journal, clock, "WorkerLost", text)]
         if journal.delivery.steps:
             await journal.load()
+        if journal.delivery.cancelled:
+            return [self._cancelled(journal, clock)]
+        if call.kind != "agent":
+            return [await self._questions.answer(journal)]
         journal.announce()
         agent = self._registry.get(call.agent_id)
         task = Task(
@@ -77,17 +97,23 @@ class AgentRunner:
             text=await journal.resolve(call.text),
             data=await journal.resolve(call.data) or {},
             priority=call.priority,
+            subtask=call.subtask,
         )
         handoff = call.handoff
         if handoff is not None:
             handoff = handoff.model_copy(update={"content": await journal.resolve(handoff.content)})
-        result = await agent.invoke(task, TaskContext(journal, self._llm, handoff))
+        capability = capability_for(agent.registration, task, handoff)
+        check_input(capability, task, handoff)
+        context = TaskContext(journal, self._llm, handoff, await self._prerequisites(journal))
+        result = await agent.invoke(task, context)
         handed_over = isinstance(result, HandOver)
+        if not handed_over:
+            check_output(capability, jsonable(result))
         completed = AgentCompleted(
             agent_id=call.agent_id,
             call_id=call.call_id,
             delivery=journal.delivery.delivery,
-            result=None if handed_over else jsonable(result),
+            result=None if handed_over else seal(jsonable(result)),
             handed_over=handed_over,
             duration_us=_since(clock),
         )
@@ -97,6 +123,30 @@ class AgentRunner:
                 HandoffProposed(call_id=call.call_id, payload=result.proposal, given=tuple(journal.given)),
             ]
         return [completed]
+
+    @staticmethod
+    async def _prerequisites(journal: Journal) -> tuple[SubtaskResult, ...]:
+        return tuple(
+            [
+                result.model_copy(update={"result": await journal.resolve(result.result)})
+                for result in journal.call.results
+            ]
+        )
+
+    @staticmethod
+    def _cancelled(journal: Journal, clock: int) -> EventBody:
+        call, delivery = journal.call, journal.delivery.delivery
+        if call.kind != "agent":
+            return SupervisorAnswered(
+                call_id=call.call_id,
+                question=call.kind,
+                delivery=delivery,
+                error="the task has ended",
+                duration_us=_since(clock),
+            )
+        return AgentCancelled(
+            agent_id=call.agent_id, call_id=call.call_id, delivery=delivery, duration_us=_since(clock)
+        )
 
     @staticmethod
     def _failed(journal: Journal, clock: int, error_class: str, error: str) -> AgentFailed:

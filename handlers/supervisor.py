@@ -1,15 +1,22 @@
-"""The supervisor: a pure decider. `decide(state, event) -> decisions`, `evolve(state, event) -> state`.
+"""The supervisor: a pure decider. `decide(state, event) -> decisions`; the state is folded in `handlers/state.py`.
 
 No I/O, no clock, no randomness: the same events always give the same decisions, which is what makes a recorded log
-provable (I5). A task goes: routed → (handed over → checked → called)* → completed, or failed → backup → failed.
+provable (I5). Where a judgement needs a model (who does it, in which steps, is a handoff grounded, what do all results
+say), the decision is to ask (`supervisor.asked`), and the answer comes back as a fact.
+
+A task goes: (decomposed →) routed → (handed over → checked → called)* → (synthesised →) completed; or failed → backup →
+failed; or cancelled.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ValidationError
 
+from handlers.answers import CheckAnswer, DecomposeAnswer, RouteAnswer, SynthesisAnswer
+from handlers.decomposition import problems_of, ready
+from handlers.handoffs import Verdict, accepted, judge_structure, rejected, verified
+from handlers.state import SUPERVISOR, TaskState, agent_error, call_for, evolve, rejection_error, result_key
 from handlers.strictness import StrictnessConfig
 from handlers.team import Team
 from schemas.bodies import (
@@ -17,61 +24,36 @@ from schemas.bodies import (
     AgentError,
     AgentFailed,
     EventBody,
-    HandoffAccepted,
     HandoffProposed,
-    HandoffRejected,
-    RoutedBy,
+    Question,
+    Subtask,
+    SupervisorAnswered,
+    SupervisorAsked,
+    TaskCancelled,
+    TaskCancelRequested,
     TaskCompleted,
+    TaskDecomposed,
     TaskFailed,
     TaskRouted,
     TaskSubmitted,
 )
-from schemas.call import Call
 from schemas.content import Json, resolve
 from schemas.event import AgentEvent
-from schemas.handoff import LOW_CONFIDENCE, HandoffProposal, structural_problems
 from schemas.ids import derived_id
-from schemas.task import Priority, Task
+from schemas.task import Task
 
-SUPERVISOR = "supervisor"
+__all__ = ["SUPERVISOR", "WANTED", "Decision", "Rules", "TaskState", "call_for", "decide", "evolve"]
+
 USER = "user"
-WANTED = (TaskSubmitted.type, AgentCompleted.type, AgentFailed.type, HandoffProposed.type)
+WANTED = (
+    TaskSubmitted.type,
+    TaskCancelRequested.type,
+    SupervisorAnswered.type,
+    AgentCompleted.type,
+    AgentFailed.type,
+    HandoffProposed.type,
+)
 """The event types that the supervisor decides on. All others are read past."""
-
-
-class OpenCall(BaseModel):
-    """A call that was ordered and has not been answered, as the supervisor remembers it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    agent_id: str
-    ordered_by: str
-    call_chain: tuple[str, ...]
-    handoff: HandoffProposal | None = None
-    repair_reasons: tuple[str, ...] = ()
-    is_backup: bool = False
-
-
-class TaskState(BaseModel):
-    """What the supervisor knows of one open task: the fold of its events."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    tenant_id: str
-    session_id: str
-    task_id: str
-    priority: Priority
-    task_type: str
-    text: Json
-    data: Json = None
-    routed_by: RoutedBy | None = None
-    calls: dict[str, OpenCall] = {}
-    proposals: dict[str, HandoffProposed] = {}
-    """Handoffs without a verdict, by the id of the event that proposed them. Their call is still in `calls`."""
-    repaired: tuple[str, ...] = ()
-    """Agents that were given their one chance to repair a handoff."""
-    agent_results: dict[str, Json] = {}
-    errors: tuple[AgentError, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,72 +72,48 @@ class Rules:
     strictness: StrictnessConfig
 
 
-def evolve(state: TaskState | None, event: AgentEvent) -> TaskState | None:
-    """The state after `event`. None before the task was submitted and after it ended."""
-    body = event.body
-    if isinstance(body, TaskSubmitted):
-        return state or TaskState(
-            tenant_id=event.tenant_id,
-            session_id=event.session_id,
-            task_id=event.task_id,
-            priority=event.priority,
-            task_type=body.task_type,
-            text=body.text,
-            data=body.data,
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """One event to decide on, with the state before it and all that may be looked at."""
+
+    state: TaskState
+    event: AgentEvent
+    rules: Rules
+    blobs: Mapping[str, bytes]
+
+    def call_id(self, *which: int) -> str:
+        """The id of a call that is ordered because of this event."""
+        return derived_id(self.event.id, "call", *which)
+
+    def task(self, step: Subtask | None = None, index: int | None = None) -> Task:
+        """The task, or one of its steps, as routing rules see it."""
+        state = self.state
+        return Task(
+            tenant_id=state.tenant_id,
+            session_id=state.session_id,
+            task_id=state.task_id,
+            type=state.task_type,
+            text=resolve(state.text, self.blobs) if step is None else step.description,
+            data=resolve(state.data, self.blobs) or {},
+            priority=state.priority,
+            subtask=index,
         )
-    if state is None or body.terminal:
-        return None
-    change = _change(state, event)
-    return state.model_copy(update=change) if change else state
 
+    def ask(self, question: Question, *which: int, subtask: int | None = None, about: str | None = None) -> Decision:
+        """Order a question to a model."""
+        asked = SupervisorAsked(call_id=self.call_id(*which), question=question, subtask=subtask, about_event_id=about)
+        return Decision(asked, (USER, SUPERVISOR))
 
-def _change(state: TaskState, event: AgentEvent) -> dict[str, object]:
-    match event.body:
-        case TaskRouted() as body:
-            replaced = state.calls.get(body.replaces_call_id or "")
-            call = OpenCall(
-                agent_id=body.agent_id,
-                ordered_by=event.id,
-                call_chain=event.call_chain,
-                handoff=replaced.handoff if replaced else None,
-                is_backup=replaced is not None,
-            )
-            calls = _without(state.calls, body.replaces_call_id) | {body.call_id: call}
-            return {"calls": calls, "routed_by": body.routed_by}
-        case AgentCompleted(handed_over=False) as body if body.call_id in state.calls:
-            return {
-                "calls": _without(state.calls, body.call_id),
-                "agent_results": state.agent_results | {body.agent_id: body.result},
-            }
-        case AgentFailed() as body if body.call_id in state.calls:
-            return {"errors": (*state.errors, _agent_error(body))}
-        case HandoffProposed() as body if body.call_id in state.calls:
-            return {"proposals": state.proposals | {event.id: body}}
-        case HandoffAccepted() as body:
-            proposed = state.proposals[event.parent_event_id or ""]
-            call = OpenCall(
-                agent_id=body.target_agent_id,
-                ordered_by=event.id,
-                call_chain=event.call_chain,
-                handoff=proposed.payload,
-            )
-            return {
-                "proposals": _without(state.proposals, event.parent_event_id),
-                "calls": _without(state.calls, proposed.call_id) | {body.call_id: call},
-                "agent_results": state.agent_results | {body.source_agent_id: proposed.payload.content},
-            }
-        case HandoffRejected() as body:
-            proposed = state.proposals[event.parent_event_id or ""]
-            sender = state.calls[proposed.call_id]
-            change: dict[str, object] = {"proposals": _without(state.proposals, event.parent_event_id)}
-            if body.call_id is None:
-                return change | {"errors": (*state.errors, _rejection_error(sender.agent_id, body.reasons))}
-            repair = sender.model_copy(update={"repair_reasons": body.reasons, "ordered_by": event.id})
-            return change | {
-                "calls": _without(state.calls, proposed.call_id) | {body.call_id: repair},
-                "repaired": (*state.repaired, sender.agent_id),
-            }
-    return {}
+    def fail(self, reason: str, errors: tuple[AgentError, ...] = (), chain: tuple[str, ...] | None = None) -> Decision:
+        """Give the task up."""
+        failed = TaskFailed(
+            reason=reason,
+            errors=errors,
+            routed_by=self.state.routed_by,
+            decomposed=self.state.decomposed,
+            agent_results=dict(self.state.agent_results),
+        )
+        return Decision(failed, chain or (USER, SUPERVISOR))
 
 
 def decide(
@@ -163,141 +121,195 @@ def decide(
 ) -> list[Decision]:
     """What the supervisor does about `event`, given the state before it.
 
-    `blobs` has the large contents that a submitted task refers to, for the routing rules to read. Events of tasks or
-    calls that are not open (any more) lead to nothing.
+    `blobs` has the large contents that the task and the event refer to, for routing rules and answers to be read.
+    Events of tasks or calls that are not open (any more) lead to nothing.
     """
     body = event.body
     if isinstance(body, TaskSubmitted):
-        return [_route(event, body, rules.team, blobs or {})] if state is None else []
+        submitted = evolve(None, event)
+        return _submitted(_Case(submitted, event, rules, blobs or {})) if state is None and submitted else []
     if state is None:
         return []
+    case = _Case(state, event, rules, blobs or {})
     match body:
         case AgentCompleted(handed_over=False) if body.call_id in state.calls:
-            results = state.agent_results | {body.agent_id: body.result}
-            done = TaskCompleted(result=body.result, routed_by=state.routed_by or "rules", agent_results=results)
-            return [Decision(done, state.calls[body.call_id].call_chain)]
+            return _completed(case, body)
         case AgentFailed() if body.call_id in state.calls:
-            return [_replace(state, body.call_id, (*state.errors, _agent_error(body)), event, rules.team)]
+            call = state.calls[body.call_id]
+            return [_replace(case, body.call_id, (*state.errors, agent_error(body, call)))]
         case HandoffProposed() if body.call_id in state.calls:
-            return _judge(state, event, body, rules)
+            return _proposed(case, body)
+        case SupervisorAnswered() if body.call_id in state.calls:
+            return _answered(case, body)
+        case TaskCancelRequested():
+            cancelled = TaskCancelled(
+                reason=body.reason,
+                routed_by=state.routed_by,
+                decomposed=state.decomposed,
+                agent_results=dict(state.agent_results),
+            )
+            return [Decision(cancelled, (USER, SUPERVISOR))]
     return []
 
 
-def _route(event: AgentEvent, body: TaskSubmitted, team: Team, blobs: Mapping[str, bytes]) -> Decision:
-    task = Task(
-        tenant_id=event.tenant_id,
-        session_id=event.session_id,
-        task_id=event.task_id,
-        type=body.task_type,
-        text=resolve(body.text, blobs),
-        data=resolve(body.data, blobs) or {},
-        priority=event.priority,
-    )
+def _submitted(case: _Case) -> list[Decision]:
+    team = case.rules.team
     if len(team.registry) == 0:
-        return _fail("no agents are registered: start the workers with --agents module:object")
-    chosen = team.router.match(task)
+        return [case.fail("no agents are registered: start the workers with --agents module:object")]
+    if team.decomposes(case.task()):
+        return [case.ask("decompose")]
+    return [_route(case)]
+
+
+def _route(case: _Case, index: int | None = None, step: Subtask | None = None) -> Decision:
+    """Give the task, or one of its steps, to an agent by rule; where no rule matches, ask a model (row A3)."""
+    which = () if index is None else (index,)
+    team = case.rules.team
+    chosen = team.router.match(case.task(step, index))
     if chosen is None:
-        return _fail("no routing rule names an agent for this task: add a rule that matches it")
+        return case.ask("route", *which, subtask=index)
     if chosen.agent_id not in team.registry:
-        return _fail(f"{chosen.reasoning} names agent {chosen.agent_id!r}, which is not registered")
-    routed = TaskRouted(call_id=derived_id(event.id, "call"), **chosen.model_dump())
+        return case.fail(f"{chosen.reasoning} names agent {chosen.agent_id!r}, which is not registered")
+    routed = TaskRouted(call_id=case.call_id(*which), subtask=index, **chosen.model_dump())
     return Decision(routed, (USER, SUPERVISOR, chosen.agent_id))
 
 
-def _fail(reason: str) -> Decision:
-    return Decision(TaskFailed(reason=reason), (USER, SUPERVISOR))
+def _route_ready(case: _Case, subtasks: tuple[Subtask, ...], done: Mapping[int, object]) -> list[Decision]:
+    """Route every step whose prerequisites are done. A step that cannot be routed ends the task."""
+    decisions: list[Decision] = []
+    for index in ready(subtasks, done, case.state.started):
+        decision = _route(case, index, subtasks[index])
+        if decision.body.terminal:
+            return [decision]
+        decisions.append(decision)
+    return decisions
 
 
-def _replace(state: TaskState, call_id: str, errors: tuple[AgentError, ...], event: AgentEvent, team: Team) -> Decision:
+def _completed(case: _Case, body: AgentCompleted) -> list[Decision]:
+    state, call = case.state, case.state.calls[body.call_id]
+    results = state.agent_results | {result_key(body.agent_id, call.subtask): body.result}
+    if call.subtask is None:
+        done = TaskCompleted(result=body.result, routed_by=state.routed_by or "rules", agent_results=results)
+        return [Decision(done, call.call_chain)]
+    finished: dict[int, object] = {**state.done, call.subtask: None}
+    if len(finished) == len(state.subtasks):
+        return [case.ask("synthesize")]
+    return _route_ready(case, state.subtasks, finished)
+
+
+def _replace(case: _Case, call_id: str, errors: tuple[AgentError, ...]) -> Decision:
     """A call came to nothing: its agent's backup gets it, once; else the task fails with every reason (row A5)."""
-    call = state.calls[call_id]
-    backup = None if call.is_backup or call.agent_id not in team.registry else team.registry.get_backup(call.agent_id)
+    call, registry = case.state.calls[call_id], case.rules.team.registry
+    backup = None if call.is_backup or call.agent_id not in registry else registry.get_backup(call.agent_id)
     if backup is not None and backup.agent_id not in call.call_chain:
         routed = TaskRouted(
             agent_id=backup.agent_id,
-            call_id=derived_id(event.id, "call"),
+            call_id=case.call_id(),
             routed_by="backup",
             confidence=1.0,
             reasoning=f"{call.agent_id} failed: {errors[-1].error}",
             replaces_call_id=call_id,
+            subtask=call.subtask,
         )
         return Decision(routed, (*call.call_chain[:-1], backup.agent_id))
-    reason = "; ".join(f"{e.agent_id}: {e.error}" for e in errors)
-    failed = TaskFailed(
-        reason=reason, errors=errors, routed_by=state.routed_by, agent_results=dict(state.agent_results)
+    reason = "; ".join(f"{e.agent_id}: {e.error}" for e in errors if e.subtask == call.subtask)
+    where = "" if call.subtask is None else f"subtask {call.subtask}: "
+    return case.fail(where + reason, errors, call.call_chain)
+
+
+def _proposed(case: _Case, body: HandoffProposed) -> list[Decision]:
+    """A handoff: structural check first; a STRICT one that is well-formed is then checked by a model (row C3)."""
+    call, payload = case.state.calls[body.call_id], body.payload
+    strictness = case.rules.strictness
+    reasons = judge_structure(call, payload, case.rules.team)
+    if reasons:
+        return _verdict(case, case.event.id, body, Verdict(tuple(reasons), failed_check="structural"))
+    if strictness.needs_semantic_check(payload.payload_type, case.state.tenant_id):
+        return [case.ask("check", subtask=call.subtask, about=case.event.id)]
+    return _verdict(case, case.event.id, body, Verdict())
+
+
+def _verdict(case: _Case, proposal_id: str, body: HandoffProposed, verdict: Verdict) -> list[Decision]:
+    """Accepted: the target is called. Rejected: back to the sender, once, then to the supervisor."""
+    state, sender = case.state, case.state.calls[body.call_id]
+    strictness = case.rules.strictness.strictness_of(body.payload.payload_type, state.tenant_id)
+    about = (proposal_id if proposal_id != case.event.id else None, sender, body.payload, strictness, verdict)
+    if not verdict.reasons:
+        chain = (*sender.call_chain, body.payload.target_agent_id)
+        return [Decision(accepted(*about, call_id=case.call_id()), chain)]
+    # A sender cannot repair a check that could not run.
+    repairable = verdict.verification != "unverified"
+    if repairable and result_key(sender.agent_id, sender.subtask) not in state.repaired:
+        return [Decision(rejected(*about, returned_to="sender", call_id=case.call_id()), sender.call_chain)]
+    errors = (*state.errors, rejection_error(sender, verdict.reasons))
+    refused = Decision(rejected(*about, returned_to="supervisor"), sender.call_chain)
+    return [refused, _replace(case, body.call_id, errors)]
+
+
+def _answered(case: _Case, body: SupervisorAnswered) -> list[Decision]:
+    """A model's judgement is here. What it says is checked again: a worker's word is not enough to be decided by."""
+    answer = resolve(body.answer, case.blobs)
+    if body.question == "check":
+        return _checked(case, body, answer)
+    if body.error is not None:
+        return [case.fail(f"the supervisor's question {body.question!r} got no answer: {body.error}")]
+    try:
+        match body.question:
+            case "route":
+                return [_routed_by_model(case, body, RouteAnswer.model_validate(answer))]
+            case "decompose":
+                return _decomposed(case, DecomposeAnswer.model_validate(answer))
+            case "synthesize":
+                return [_synthesised(case, SynthesisAnswer.model_validate(answer))]
+    except ValidationError as error:
+        return [case.fail(f"the answer to the supervisor's question {body.question!r} cannot be used: {error}")]
+
+
+def _routed_by_model(case: _Case, body: SupervisorAnswered, answer: RouteAnswer) -> Decision:
+    subtask = case.state.calls[body.call_id].subtask
+    if answer.agent_id not in case.rules.team.registry:
+        return case.fail(f"the model chose agent {answer.agent_id!r}, which is not registered")
+    routed = TaskRouted(
+        agent_id=answer.agent_id,
+        call_id=case.call_id(),
+        routed_by="llm",
+        confidence=answer.confidence,
+        reasoning=answer.reasoning,
+        subtask=subtask,
     )
-    return Decision(failed, call.call_chain)
+    return Decision(routed, (USER, SUPERVISOR, answer.agent_id))
 
 
-def _judge(state: TaskState, event: AgentEvent, body: HandoffProposed, rules: Rules) -> list[Decision]:
-    """The structural check of a handoff (row C3): accepted, back to the sender once, then to the supervisor."""
-    call, payload = state.calls[body.call_id], body.payload
-    strictness = rules.strictness.strictness_of(payload.payload_type)
-    reasons = handoff_problems(call, payload, rules.team)
-    verdict = {
-        "source_agent_id": call.agent_id,
-        "target_agent_id": payload.target_agent_id,
-        "payload_type": payload.payload_type,
-        "strictness": strictness.value,
-    }
-    if not reasons:
-        low = payload.confidence < LOW_CONFIDENCE
-        accepted = HandoffAccepted(
-            **verdict,
-            checks=("structural",),
-            warnings=(f"confidence {payload.confidence} is under {LOW_CONFIDENCE}",) if low else (),
-            call_id=derived_id(event.id, "call"),
-        )
-        return [Decision(accepted, (*call.call_chain, payload.target_agent_id))]
-    if call.agent_id not in state.repaired:
-        call_id = derived_id(event.id, "call")
-        rejected = HandoffRejected(**verdict, reasons=tuple(reasons), returned_to="sender", call_id=call_id)
-        return [Decision(rejected, call.call_chain)]
-    rejected = HandoffRejected(**verdict, reasons=tuple(reasons), returned_to="supervisor")
-    errors = (*state.errors, _rejection_error(call.agent_id, rejected.reasons))
-    return [Decision(rejected, call.call_chain), _replace(state, body.call_id, errors, event, rules.team)]
+def _decomposed(case: _Case, answer: DecomposeAnswer) -> list[Decision]:
+    if problems := problems_of(answer.subtasks):
+        return [case.fail(f"the task cannot be decomposed: {'; '.join(problems)}")]
+    if len(answer.subtasks) == 1:
+        return [_route(case)]
+    split = Decision(TaskDecomposed(subtasks=answer.subtasks, reasoning=answer.reasoning), (USER, SUPERVISOR))
+    return [split, *_route_ready(case, answer.subtasks, {})]
 
 
-def handoff_problems(call: OpenCall, payload: HandoffProposal, team: Team) -> list[str]:
-    """Every reason against the form of a handoff: its own rules, and that it says what the log knows."""
-    reasons = structural_problems(payload)
-    if payload.source_agent_id != call.agent_id:
-        reasons.append(f"source agent {payload.source_agent_id!r} is not {call.agent_id!r}, which proposed it")
-    if payload.call_chain != call.call_chain:
-        reasons.append(f"call chain {list(payload.call_chain)} is not the recorded one, {list(call.call_chain)}")
-    if payload.target_agent_id not in team.registry:
-        known = ", ".join(a.agent_id for a in team.registry)
-        reasons.append(f"target agent {payload.target_agent_id!r} is not registered; there are: {known}")
-    return reasons
-
-
-def call_for(state: TaskState, call_id: str) -> Call:
-    """The call `call_id` of a task, as its worker gets it."""
-    open_call = state.calls[call_id]
-    return Call(
-        call_id=call_id,
-        ordered_by=open_call.ordered_by,
-        agent_id=open_call.agent_id,
-        tenant_id=state.tenant_id,
-        session_id=state.session_id,
-        task_id=state.task_id,
-        priority=state.priority,
-        call_chain=open_call.call_chain,
-        task_type=state.task_type,
-        text=state.text,
-        data=state.data,
-        handoff=open_call.handoff,
-        repair_reasons=open_call.repair_reasons,
+def _synthesised(case: _Case, answer: SynthesisAnswer) -> Decision:
+    state = case.state
+    cited = sorted({index for index in answer.sources if index in state.done}) or sorted(state.done)
+    sources = [
+        {"subtask": i, "agent_id": state.done[i].agent_id, "description": state.subtasks[i].description} for i in cited
+    ]
+    result: Json = {"answer": answer.answer, "sources": sources}
+    done = TaskCompleted(
+        result=result, routed_by=state.routed_by or "rules", decomposed=True, agent_results=dict(state.agent_results)
     )
+    agents = dict.fromkeys(agent for i in sorted(state.done) for agent in state.done[i].call_chain[2:])
+    return Decision(done, (USER, SUPERVISOR, *agents))
 
 
-def _agent_error(body: AgentFailed) -> AgentError:
-    return AgentError(agent_id=body.agent_id, error=f"{body.error_class}: {body.error}")
-
-
-def _rejection_error(agent_id: str, reasons: tuple[str, ...]) -> AgentError:
-    return AgentError(agent_id=agent_id, error=f"handoff rejected: {'; '.join(reasons)}")
-
-
-def _without(items: Mapping[str, Any], key: str | None) -> dict[str, Any]:
-    return {k: v for k, v in items.items() if k != key}
+def _checked(case: _Case, body: SupervisorAnswered, answer: Json) -> list[Decision]:
+    proposal_id = case.state.calls[body.call_id].proposal_event_id or ""
+    proposed = case.state.proposals[proposal_id]
+    try:
+        found = None if body.error is not None else CheckAnswer.model_validate(answer)
+        why = body.error or ""
+    except ValidationError as error:
+        found, why = None, f"the answer cannot be used: {error}"
+    policy = case.rules.strictness.on_unavailable(proposed.payload.payload_type)
+    return _verdict(case, proposal_id, proposed, verified(found, why, policy))

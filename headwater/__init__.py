@@ -11,15 +11,18 @@ if TYPE_CHECKING:
     from handlers.agents import AgentCapability, AgentRegistration, AgentStatus, BaseAgent
     from handlers.context import HandOver, TaskContext
     from handlers.llm import Completion
-    from handlers.registry import AgentRegistry
+    from handlers.protocol import HandoffProtocol, HandoffResult
+    from handlers.registry import AgentRegistry, get_agent_registry
     from handlers.router import HybridRouter, RoutingDecision
-    from handlers.strictness import StrictnessConfig, ValidationStrictness
+    from handlers.semantic import SemanticValidator
+    from handlers.strictness import FailPolicy, StrictnessConfig, ValidationStrictness
     from handlers.team import Team
     from headwater.app import create_app
     from headwater.client import Headwater
     from headwater.embedded import EmbeddedServers
+    from headwater.orchestrator import SupervisorOrchestrator
     from headwater.settings import Settings, get_settings
-    from schemas.errors import HeadwaterError
+    from schemas.errors import HandoffRejectedError, HeadwaterError, TaskFailedError
     from schemas.event import AgentEvent
     from schemas.handoff import HandoffPayload
     from schemas.task import Accepted, NewTask, Task, TaskOutcome
@@ -35,22 +38,30 @@ _HOMES = {
     "BaseAgent": "handlers.agents",
     "Completion": "handlers.llm",
     "EmbeddedServers": "headwater.embedded",
+    "FailPolicy": "handlers.strictness",
     "HandOver": "handlers.context",
     "HandoffPayload": "schemas.handoff",
+    "HandoffProtocol": "handlers.protocol",
+    "HandoffRejectedError": "schemas.errors",
+    "HandoffResult": "handlers.protocol",
     "Headwater": "headwater.client",
     "HeadwaterError": "schemas.errors",
     "HybridRouter": "handlers.router",
     "NewTask": "schemas.task",
     "RoutingDecision": "handlers.router",
+    "SemanticValidator": "handlers.semantic",
     "Settings": "headwater.settings",
     "StrictnessConfig": "handlers.strictness",
+    "SupervisorOrchestrator": "headwater.orchestrator",
     "Task": "schemas.task",
     "TaskContext": "handlers.context",
+    "TaskFailedError": "schemas.errors",
     "TaskOutcome": "schemas.task",
     "Team": "handlers.team",
     "TenantEventBus": "streams.bus",
     "ValidationStrictness": "handlers.strictness",
     "create_app": "headwater.app",
+    "get_agent_registry": "handlers.registry",
     "get_settings": "headwater.settings",
 }
 
@@ -64,22 +75,30 @@ __all__ = [
     "BaseAgent",
     "Completion",
     "EmbeddedServers",
+    "FailPolicy",
     "HandOver",
     "HandoffPayload",
+    "HandoffProtocol",
+    "HandoffRejectedError",
+    "HandoffResult",
     "Headwater",
     "HeadwaterError",
     "HybridRouter",
     "NewTask",
     "RoutingDecision",
+    "SemanticValidator",
     "Settings",
     "StrictnessConfig",
+    "SupervisorOrchestrator",
     "Task",
     "TaskContext",
+    "TaskFailedError",
     "TaskOutcome",
     "Team",
     "TenantEventBus",
     "ValidationStrictness",
     "create_app",
+    "get_agent_registry",
     "get_settings",
 ]
 

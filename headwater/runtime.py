@@ -11,8 +11,7 @@ from handlers.llm import LlmService, RetryPolicy
 from handlers.prices import PriceTable
 from handlers.provider import LitellmProvider, Provider
 from handlers.runner import AgentRunner
-from handlers.strictness import StrictnessConfig
-from handlers.supervisor import WANTED, Rules
+from handlers.supervisor import SUPERVISOR, WANTED, Rules
 from handlers.team import Team
 from headwater.settings import Settings
 from projections.runner import Runner
@@ -23,6 +22,8 @@ from streams.subscriber import CallSubscriber, LeasedRound, LogSubscriber, Taken
 
 MAX_TENANTS_PER_ROUND = 64
 PROJECTOR = "projector"
+QUESTIONS_AT_ONCE = 256
+"""How many questions of the supervisor's are before a model at once."""
 
 
 def worker_name() -> str:
@@ -52,7 +53,7 @@ def make_broker(redis_url: str, streams: Streams) -> RedisBroker:
 
 def add_decider(broker: RedisBroker, streams: Streams, team: Team, settings: Settings) -> LogSubscriber:
     """The supervisor, deciding on every tenant's log."""
-    decider = Decider(streams.log, Rules(team, StrictnessConfig()))
+    decider = Decider(streams.log, Rules(team, team.strictness))
     subscriber = LogSubscriber(
         broker,
         streams,
@@ -77,6 +78,7 @@ def add_runner(
     """The agents, running the calls that the supervisor ordered."""
     runner = AgentRunner(streams, team.registry, llm, lease_ms=settings.lease_ms)
     capacity = {agent.agent_id: agent.registration.max_concurrent_tasks for agent in team.registry}
+    capacity[SUPERVISOR] = QUESTIONS_AT_ONCE
     subscriber = CallSubscriber(broker, streams, worker, lease_ms=settings.lease_ms, capacity=capacity)
 
     @subscriber

@@ -11,7 +11,7 @@ import orjson
 
 from projections.db import Connection, Pool, database_errors, tenant_connection
 from projections.projection import START, Position
-from schemas.content import Json, blob_of
+from schemas.content import Json, blob_of, unseal
 from schemas.errors import InvalidInputError
 from schemas.event import FIELDS
 from schemas.money import plain
@@ -232,9 +232,9 @@ def _costs(row: asyncpg.Record) -> dict[str, Any]:
 async def _content(conn: Connection, tenant_id: str, value: Json) -> Json:
     sha = blob_of(value)
     if sha is None:
-        return value
+        return unseal(value)
     data = await conn.fetchval("SELECT data FROM blobs WHERE tenant = $1 AND sha256 = $2", tenant_id, sha)
-    return value if data is None else orjson.loads(data)
+    return value if data is None else unseal(orjson.loads(data))
 
 
 def _loads(text: str | None) -> Json:

@@ -8,7 +8,7 @@ import orjson
 from projections.archive import clean
 from projections.db import Connection
 from projections.projection import Recorded
-from schemas.bodies import TaskCompleted, TaskFailed, TaskRouted, TaskSubmitted
+from schemas.bodies import TaskCancelled, TaskCompleted, TaskFailed, TaskRouted, TaskSubmitted
 
 _INSERT_TASK = """
 INSERT INTO tasks (tenant, task, session, status, type, priority, submitted_at, text, data)
@@ -33,7 +33,7 @@ class Sessions:
     name = "sessions"
     tables: tuple[str, ...] = ("sessions", "tasks", "messages")
     event_types: frozenset[str] | None = frozenset(
-        {TaskSubmitted.type, TaskRouted.type, TaskCompleted.type, TaskFailed.type}
+        {TaskSubmitted.type, TaskRouted.type, TaskCompleted.type, TaskFailed.type, TaskCancelled.type}
     )
 
     async def apply(self, conn: Connection, batch: Sequence[Recorded]) -> None:
@@ -56,7 +56,7 @@ class Sessions:
                     messages.append((event.tenant_id, event.session_id, *entry.position, "user", event.task_id, text))
                 case TaskRouted():
                     routed.append((*key, body.routed_by))
-                case TaskCompleted() | TaskFailed():
+                case TaskCompleted() | TaskFailed() | TaskCancelled():
                     ended.append((*key, *_outcome(entry)))
                     if isinstance(body, TaskCompleted):
                         where = (event.tenant_id, event.session_id, *entry.position)
@@ -73,12 +73,15 @@ class Sessions:
 def _outcome(entry: Recorded) -> tuple[object, ...]:
     event, body = entry.event, entry.event.body
     chain = _json(event.call_chain)
-    results = _json(body.agent_results) if isinstance(body, TaskCompleted | TaskFailed) else None
+    assert isinstance(body, TaskCompleted | TaskFailed | TaskCancelled)
+    results = _json(body.agent_results)
+    how = (event.at, chain, body.routed_by, body.decomposed)
     if isinstance(body, TaskCompleted):
-        return ("completed", event.at, chain, body.routed_by, body.decomposed, _json(body.result), results, None, None)
-    assert isinstance(body, TaskFailed)
-    errors = _json([error.model_dump() for error in body.errors])
-    return ("failed", event.at, chain, body.routed_by, False, None, results, _json(body.reason), errors)
+        return ("completed", *how, _json(body.result), results, None, None)
+    if isinstance(body, TaskCancelled):
+        return ("cancelled", *how, None, results, _json(body.reason), None)
+    errors = _json([error.model_dump(exclude_defaults=True) for error in body.errors])
+    return ("failed", *how, None, results, _json(body.reason), errors)
 
 
 def _json(value: object) -> str:

@@ -34,12 +34,16 @@ class EventBody(BaseModel):
     """True for what a decider writes. Re-running the deciders gives exactly these events again (I5)."""
     terminal: ClassVar[bool] = False
     """True for the three ways a task can end (I1)."""
+    contents: ClassVar[tuple[str, ...]] = ()
+    """Where content stands that becomes a blob when it is large: a field, `field.*` for each value of a map, or
+    `field.key`. Every other field stays inline."""
 
 
 class TaskSubmitted(EventBody):
     """A producer handed in a task, and it was accepted."""
 
     type = "task.submitted"
+    contents = ("text", "data")
 
     task_type: str
     text: Content
@@ -105,6 +109,7 @@ class SupervisorAnswered(EventBody):
     """
 
     type = "supervisor.answered"
+    contents = ("answer",)
 
     call_id: str
     question: Question
@@ -118,6 +123,7 @@ class TaskCompleted(EventBody):
     """The last agent of a task finished without handing over: the task has its result."""
 
     type = "task.completed"
+    contents = ("result", "agent_results.*")
     decision = True
     terminal = True
 
@@ -134,18 +140,21 @@ class AgentError(BaseModel):
 
     agent_id: str
     error: str
+    subtask: Ordinal | None = None
 
 
 class TaskFailed(EventBody):
     """The supervisor gave the task up. `reason` is one sentence; `errors` has what each agent reported."""
 
     type = "task.failed"
+    contents = ("agent_results.*",)
     decision = True
     terminal = True
 
     reason: str
     errors: tuple[AgentError, ...] = ()
     routed_by: RoutedBy | None = None
+    decomposed: bool = False
     agent_results: dict[str, Content] = Field(default_factory=dict)
 
 
@@ -161,11 +170,13 @@ class TaskCancelled(EventBody):
     """A task was given up on request: what had not started does not start, and what runs is told to stop."""
 
     type = "task.cancelled"
+    contents = ("agent_results.*",)
     decision = True
     terminal = True
 
     reason: str = ""
     routed_by: RoutedBy | None = None
+    decomposed: bool = False
     agent_results: dict[str, Content] = Field(default_factory=dict)
 
 
@@ -187,6 +198,7 @@ class AgentCompleted(EventBody):
     """
 
     type = "agent.completed"
+    contents = ("result",)
     version = 2
 
     agent_id: AgentId
@@ -230,6 +242,7 @@ class LlmAttempted(EventBody):
     """
 
     type = "llm.attempted"
+    contents = ("request", "response", "params.*")
 
     call_id: str
     ordinal: Ordinal
@@ -270,6 +283,7 @@ class StepRecorded(EventBody):
     """An agent's durable step finished. Run again after a crash, the agent gets this result instead of a second run."""
 
     type = "step.recorded"
+    contents = ("result",)
 
     call_id: str
     ordinal: Ordinal
@@ -287,6 +301,7 @@ class ContextCompiled(EventBody):
     """A context was put together for an agent's LLM request, within the token budget of its tier (row D3)."""
 
     type = "context.compiled"
+    contents = ("context",)
 
     call_id: str
     ordinal: Ordinal
@@ -311,6 +326,7 @@ class MemoryStored(EventBody):
     """An agent stored a fact to remember (row D2). The embedding is kept, so that a rebuild pays for nothing."""
 
     type = "memory.stored"
+    contents = ("text", "embedding")
 
     call_id: str
     ordinal: Ordinal
@@ -339,6 +355,7 @@ class HandoffProposed(EventBody):
     """An agent ended its turn by handing its work to another agent."""
 
     type = "handoff.proposed"
+    contents = ("payload.content",)
 
     call_id: str
     payload: HandoffProposal
@@ -352,6 +369,8 @@ class HandoffAccepted(EventBody):
     type = "handoff.accepted"
     decision = True
 
+    proposal_event_id: str | None = None
+    """The `handoff.proposed` that was judged; None stands for the event's own parent."""
     source_agent_id: str
     target_agent_id: str
     payload_type: str
@@ -370,6 +389,8 @@ class HandoffRejected(EventBody):
     type = "handoff.rejected"
     decision = True
 
+    proposal_event_id: str | None = None
+    """The `handoff.proposed` that was judged; None stands for the event's own parent."""
     source_agent_id: str
     target_agent_id: str
     payload_type: str

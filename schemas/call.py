@@ -52,6 +52,8 @@ class Call(BaseModel):
     """Results of the steps that this one depends on; for a synthesis, of all steps."""
     handoff: HandoffProposal | None = None
     """The handoff that started this run; for a check, the one to be checked."""
+    received: HandoffProposal | None = None
+    """For a check: the handoff that had started the sender's run, if one had."""
     given: tuple[str, ...] = ()
     """For a check: positions in the log of what the sender was given."""
     repair_reasons: tuple[str, ...] = Field(default=())

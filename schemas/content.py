@@ -1,8 +1,8 @@
 """Content: a JSON value that stays inline while it is small and becomes a reference to a blob when it is not.
 
 A blob is stored once per tenant under the SHA-256 of its canonical JSON. In an event's body, a blob reference is
-the object `{"$blob": <sha256 hex>, "bytes": <int>}`. A user's own object with the key "$blob" is always stored
-as a blob, so that the two cannot be confused.
+the object `{"$blob": <sha256 hex>, "bytes": <int>}`. A user's own object that looks like one is *sealed* where it
+enters, as `{"$json": <its JSON text>}`, so that the two cannot be confused.
 """
 
 import hashlib
@@ -37,6 +37,20 @@ def content_hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def seal(value: Json) -> Json:
+    """A value from outside, made safe to stand beside references: an object with our marks becomes `{"$json": …}`."""
+    if type(value) is dict and ("$blob" in value or "$json" in value):
+        return {"$json": canonical_json(value).decode()}
+    return value
+
+
+def unseal(value: Json) -> Json:
+    """The value that was sealed, or `value` itself."""
+    if type(value) is dict and len(value) == 1 and type(value.get("$json")) is str:
+        return orjson.loads(value["$json"])
+    return value
+
+
 def blob_of(value: Json) -> str | None:
     """The SHA-256 that `value` refers to, or None if it is not a blob reference."""
     if type(value) is dict and len(value) == 2 and "$blob" in value and "bytes" in value:
@@ -54,7 +68,7 @@ def offload(value: Json, blobs: dict[str, bytes]) -> Json:
     if type(value) is str and len(value) * 4 < INLINE_LIMIT_BYTES:
         return value
     data = canonical_json(value)
-    if len(data) <= INLINE_LIMIT_BYTES and not (type(value) is dict and "$blob" in value):
+    if len(data) <= INLINE_LIMIT_BYTES:
         return value
     if len(data) > MAX_CONTENT_BYTES:
         raise InvalidInputError(
@@ -67,6 +81,6 @@ def offload(value: Json, blobs: dict[str, bytes]) -> Json:
 
 
 def resolve(value: Json, blobs: Mapping[str, bytes]) -> Json:
-    """The value behind a reference, or `value` itself. Raises `KeyError` with the hash when the blob is missing."""
+    """The value behind a reference or a seal, or `value` itself. Raises `KeyError` when the blob is missing."""
     sha = blob_of(value)
-    return value if sha is None else orjson.loads(blobs[sha])
+    return unseal(value if sha is None else orjson.loads(blobs[sha]))

@@ -21,6 +21,22 @@ class IdempotencyConflictError(HeadwaterError):
     """An idempotency key was used again, but for a different task. Nothing was written."""
 
 
+class TaskFailedError(HeadwaterError):
+    """A task that was waited for failed or was cancelled. `outcome` is its `TaskOutcome`."""
+
+    def __init__(self, text: str, outcome: object) -> None:
+        super().__init__(text)
+        self.outcome = outcome
+
+
+class HandoffRejectedError(HeadwaterError):
+    """A handoff was rejected. `result` is its `HandoffResult`, with the reasons."""
+
+    def __init__(self, text: str, result: object) -> None:
+        super().__init__(text)
+        self.result = result
+
+
 class StaleLeaseError(HeadwaterError):
     """The lease under which a write was tried is no longer held (I2). Nothing was written; drop the work."""
 
@@ -31,6 +47,14 @@ class NotFoundError(HeadwaterError):
 
 class ConfigurationError(HeadwaterError):
     """Settings, servers and code do not fit together. Stop and tell the operator."""
+
+
+class InputSchemaError(HeadwaterError):
+    """A task's data or a handoff's content breaks the input schema of an agent's capability. The run fails."""
+
+
+class OutputSchemaError(HeadwaterError):
+    """An agent's result breaks the output schema of its capability. The run fails."""
 
 
 class ProviderError(HeadwaterError):

@@ -92,14 +92,22 @@ def encode(event: AgentEvent, blobs: dict[str, bytes]) -> list[str | bytes]:
 
 
 def encode_body(body: EventBody, blobs: dict[str, bytes]) -> bytes:
-    """The body as JSON, with each large field moved to `blobs`. A small body is the common case and a short way."""
+    """The body as JSON, with each large content moved to `blobs`. A small body is the common case and a short way."""
     try:
         data = body.__pydantic_serializer__.to_json(body)
     except ValueError as error:
         raise InvalidInputError(f"{body.type}: the body cannot be stored as JSON: {error}") from error
     if len(data) <= INLINE_LIMIT_BYTES and b'"$blob"' not in data:
         return data
-    return orjson.dumps({name: offload(value, blobs) for name, value in orjson.loads(data).items()})
+    value = orjson.loads(data)
+    for path in body.contents:
+        name, _, key = path.partition(".")
+        inner = value.get(name)
+        if not key:
+            value[name] = offload(inner, blobs)
+        elif isinstance(inner, dict):
+            inner.update({k: offload(v, blobs) for k, v in inner.items() if key in ("*", k)})
+    return orjson.dumps(value)
 
 
 def entry_fields(flat: Sequence[str]) -> dict[str, str]:

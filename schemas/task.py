@@ -48,6 +48,8 @@ class Task(BaseModel):
     text: str
     data: dict[str, Any] = Field(default_factory=dict)
     priority: Priority = "normal"
+    subtask: int | None = None
+    """Index of the step, when this is one step of a decomposed task; `text` is then the step's description."""
 
 
 class Accepted(BaseModel):

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 from schemas.bodies import TaskSubmitted
-from schemas.content import canonical_json, content_hash
+from schemas.content import canonical_json, content_hash, seal
 from schemas.errors import IdempotencyConflictError, TenantMismatchError
 from schemas.event import AgentEvent, encode
 from schemas.ids import check_tenant_id, new_id
@@ -44,7 +44,7 @@ class TenantEventBus:
             call_chain=(USER,),
             at=datetime.now(UTC),
             body=TaskSubmitted(
-                task_type=task.type, text=task.text, data=task.data, idempotency_key=task.idempotency_key
+                task_type=task.type, text=task.text, data=seal(task.data), idempotency_key=task.idempotency_key
             ),
         )
         same = canonical_json([task.session, task.type, task.text, task.data, task.priority])

@@ -4,9 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
-import orjson
-
-from schemas.content import Json, blob_of
+from schemas.content import Json, blob_of, resolve
 from schemas.errors import NotFoundError, UnreadableEventError
 from schemas.event import AgentEvent, decode, entry_fields
 from streams.functions import RedisClient, redis_errors
@@ -84,7 +82,7 @@ class Log:
     async def resolve(self, tenant_id: str, value: Json) -> Json:
         """`value`, or what it refers to."""
         sha = blob_of(value)
-        return value if sha is None else orjson.loads((await self.blobs(tenant_id, [sha]))[sha])
+        return resolve(value, {} if sha is None else await self.blobs(tenant_id, [sha]))
 
     async def follow(self, tenant_id: str, *, after: str = "0-0", limit: int = 500) -> AsyncIterator[Entry]:
         """All entries after `after`, then each new one as it comes, for ever. Holds one connection."""

@@ -3,11 +3,11 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Literal
 
 import structlog
 
-from schemas.bodies import TaskCompleted, TaskFailed
-from schemas.content import blob_of
+from schemas.bodies import EventBody, TaskCancelled, TaskCompleted, TaskFailed
 from schemas.event import AgentEvent
 from schemas.ids import new_id
 from schemas.task import Accepted, NewTask, TaskOutcome
@@ -20,6 +20,11 @@ logger = structlog.get_logger(__name__)
 RECHECK_S = 15.0
 """An announcement can be lost with a connection. A waiter reads the log again this often."""
 READ_LIMIT = 1000
+_STATUS: dict[type[EventBody], Literal["completed", "failed", "cancelled"]] = {
+    TaskCompleted: "completed",
+    TaskFailed: "failed",
+    TaskCancelled: "cancelled",
+}
 
 
 class Outcomes:
@@ -84,20 +89,18 @@ class Outcomes:
     async def outcome(self, event: AgentEvent) -> TaskOutcome:
         """A terminal event as an outcome, with its contents read in full."""
         body = event.body
-        assert isinstance(body, TaskCompleted | TaskFailed)
+        assert isinstance(body, TaskCompleted | TaskFailed | TaskCancelled)
         values = {"": getattr(body, "result", None), **{f".{k}": v for k, v in body.agent_results.items()}}
-        resolved = {
-            k: await self._streams.log.resolve(event.tenant_id, v) if blob_of(v) else v for k, v in values.items()
-        }
+        resolved = {k: await self._streams.log.resolve(event.tenant_id, v) for k, v in values.items()}
         return TaskOutcome(
             tenant_id=event.tenant_id,
             task_id=event.task_id,
-            status="completed" if isinstance(body, TaskCompleted) else "failed",
+            status=_STATUS[type(body)],
             result=resolved.pop(""),
-            error=body.reason if isinstance(body, TaskFailed) else None,
+            error=None if isinstance(body, TaskCompleted) else body.reason,
             call_chain=event.call_chain,
             routed_by=body.routed_by,
-            decomposed=isinstance(body, TaskCompleted) and body.decomposed,
+            decomposed=body.decomposed,
             agent_results={k[1:]: v for k, v in resolved.items()},
         )
 
