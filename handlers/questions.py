@@ -15,7 +15,7 @@ from handlers.decomposition import MAX_SUBTASKS, problems_of
 from handlers.journal import Journal
 from handlers.llm import LlmClient, LlmService
 from handlers.registry import AgentRegistry
-from handlers.semantic import SemanticValidator
+from handlers.semantic import Asks, SemanticValidator
 from schemas.bodies import ContextCompiled, LlmAttempted, StepRecorded, SupervisorAnswered
 from schemas.call import Call
 from schemas.content import Json, blob_of
@@ -77,7 +77,7 @@ class Questions:
         )
 
     async def _ask(self, journal: Journal) -> BaseModel:
-        llm = LlmClient(self._service, journal)
+        llm: Asks = LlmClient(self._service, journal)
         call = journal.call
         match call.kind:
             case "route":
@@ -103,9 +103,10 @@ class Questions:
                 content = await journal.resolve(call.handoff.content)
                 proposal = call.handoff.model_copy(update={"content": content})
                 return await SemanticValidator(llm).validate(proposal, await self._given(journal))
-        return completion.parsed
+        answer: BaseModel = completion.parsed
+        return answer
 
-    async def _route(self, llm: LlmClient, journal: Journal) -> BaseModel:
+    async def _route(self, llm: Asks, journal: Journal) -> BaseModel:
         known = [agent.agent_id for agent in self._registry]
         completion = await llm.complete(
             await self._task_text(journal),
@@ -119,7 +120,8 @@ class Questions:
                 else f"agent_id {answer.agent_id!r} is not registered: choose one of {', '.join(known)}"
             ),
         )
-        return completion.parsed
+        answer: BaseModel = completion.parsed
+        return answer
 
     def _agents(self) -> str:
         return orjson.dumps(self._registry.list_agents(), option=orjson.OPT_INDENT_2).decode()

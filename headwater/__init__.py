@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from handlers.agents import AgentCapability, AgentRegistration, AgentStatus, BaseAgent
     from handlers.context import HandOver, TaskContext
+    from handlers.decomposition import is_complex, never
     from handlers.llm import Completion
     from handlers.protocol import HandoffProtocol, HandoffResult
     from handlers.registry import AgentRegistry, get_agent_registry
@@ -63,6 +64,8 @@ _HOMES = {
     "create_app": "headwater.app",
     "get_agent_registry": "handlers.registry",
     "get_settings": "headwater.settings",
+    "is_complex": "handlers.decomposition",
+    "never": "handlers.decomposition",
 }
 
 __all__ = [
@@ -100,6 +103,8 @@ __all__ = [
     "create_app",
     "get_agent_registry",
     "get_settings",
+    "is_complex",
+    "never",
 ]
 
 

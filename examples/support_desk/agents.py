@@ -18,6 +18,7 @@ from headwater import (
     Task,
     TaskContext,
     Team,
+    never,
 )
 
 KNOWLEDGE = Path(__file__).with_name("knowledge.json")
@@ -196,4 +197,6 @@ def everything_else(task: Task) -> str | None:
 team = Team(
     agents=[Triage(), Researcher(), Writer()],
     router=HybridRouter(rules=[refunds_with_an_order, everything_else]),
+    # A list in a customer's mail is what the customer says, not a list of jobs for the team.
+    decomposes=never,
 )

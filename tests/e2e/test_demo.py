@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import handlers.supervisor
+import handlers.handoffs
 from examples.support_desk.agents import team
 from handlers.decider import redecide
 from handlers.router import HybridRouter
@@ -97,7 +97,9 @@ def test_a_changed_rule_is_found(recorded: tuple[list[AgentEvent], dict[str, byt
     def complaints_skip_triage(task: Task) -> str | None:
         return "researcher" if task.type == "complaint" else None
 
-    changed = Team(team.registry, HybridRouter([complaints_skip_triage, *team.router.rules]))
+    changed = Team(
+        team.registry, HybridRouter([complaints_skip_triage, *team.router.rules]), decomposes=team.decomposes
+    )
     found = list(redecide(recorded[0], Rules(changed, StrictnessConfig()), recorded[1]))
     assert found
     assert {divergence.cause.body.task_type for divergence in found} == {"complaint"}  # type: ignore[attr-defined]
@@ -107,7 +109,7 @@ def test_a_changed_strictness_is_found(recorded: tuple[list[AgentEvent], dict[st
     lenient = StrictnessConfig({"research_result": ValidationStrictness.LENIENT})
     found = list(redecide(recorded[0], Rules(team, lenient), recorded[1]))
     assert found
-    assert {divergence.cause.type for divergence in found} == {"handoff.proposed"}
+    assert {divergence.cause.type for divergence in found} == {"handoff.proposed", "supervisor.answered"}
 
 
 def test_a_fault_in_the_decider_is_found(
@@ -116,7 +118,7 @@ def test_a_fault_in_the_decider_is_found(
     def forgets_to_check(proposal: HandoffProposal) -> list[str]:
         return ["planted"] if proposal.confidence < 0.5 else []
 
-    monkeypatch.setattr(handlers.supervisor, "structural_problems", forgets_to_check)
+    monkeypatch.setattr(handlers.handoffs, "structural_problems", forgets_to_check)
     found = list(redecide(recorded[0], RULES, recorded[1]))
     assert found
     assert all(divergence.now is not None and divergence.recorded is not None for divergence in found)
