@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from examples.support_desk import agents
+from handlers.semantic import SYSTEM as CHECK
 from headwater.simulator.answers import Answers
 from headwater.simulator.config import load_answers, load_prices
 from schemas.task import NewTask
@@ -177,11 +178,11 @@ def test_the_script_has_notes_and_a_reply_for_every_task(tasks: list[NewTask], s
         assert fact is None or fact[1] != notes["language"] or fact[2] in reply, task.text
 
 
-def test_every_rule_names_its_agent() -> None:
+def test_every_rule_names_its_agent_or_the_check() -> None:
     rules = load_answers(DESK / "answers.json")
     systems = {rule.system for rule in rules}
-    assert len(systems) == 3, "a rule without an agent would answer for the system's own questions to the models"
-    for prompt in (agents.TRIAGE, agents.RESEARCHER, agents.WRITER):
+    assert len(systems) == 4, "a rule without an agent would answer for the system's own questions to the models"
+    for prompt in (agents.TRIAGE, agents.RESEARCHER, agents.WRITER, CHECK):
         assert sum(bool(re.search(s, prompt)) for s in systems if s is not None) == 1
 
 
