@@ -6,7 +6,7 @@ import signal
 import structlog
 from faststream.redis import RedisBroker
 
-from handlers.provider import LitellmProvider
+from handlers.provider import LitellmProvider, Provider
 from headwater.embedded import Endpoints
 from headwater.runtime import add_decider, add_projector, add_runner, make_broker, make_llm, worker_name
 from headwater.settings import Settings
@@ -18,16 +18,20 @@ from streams.connection import open_streams
 logger = structlog.get_logger(__name__)
 
 
-async def run_worker(settings: Settings, endpoints: Endpoints) -> None:
-    """Decide and run calls until SIGTERM or SIGINT, then finish what is running."""
+async def run_worker(settings: Settings, endpoints: Endpoints, *, provider: Provider | None = None) -> None:
+    """Decide and run calls until SIGTERM or SIGINT, then finish what is running.
+
+    LLM requests go to `provider`; by default through LiteLLM to what the settings name.
+    """
     team = load_team(settings.agents)
     streams = await open_streams(endpoints.redis_url, shards=settings.shards)
-    provider = LitellmProvider(settings.llm_base_url, settings.llm_api_key)
     worker = worker_name()
     broker = make_broker(endpoints.redis_url, streams)
     add_decider(broker, streams, team, settings)
     if len(team.registry):
-        await provider.warm_up()
+        if provider is None:
+            provider = LitellmProvider(settings.llm_base_url, settings.llm_api_key)
+            await provider.warm_up()
         add_runner(broker, streams, team, make_llm(settings, provider), settings, worker)
     try:
         logger.info("worker_started", worker=worker, agents=[agent.agent_id for agent in team.registry])
