@@ -12,6 +12,7 @@ from headwater.runtime import add_decider, add_projector, add_runner, make_broke
 from headwater.settings import Settings
 from headwater.teams import load_team
 from projections.db import connect, migrate
+from projections.rebuild import rebuild_outdated
 from projections.runner import Runner
 from streams.connection import open_streams
 
@@ -47,6 +48,7 @@ async def run_projector(settings: Settings, endpoints: Endpoints) -> None:
     pool = await connect(endpoints.database_url)
     try:
         await migrate(pool)
+        await rebuild_outdated(pool)
         broker = make_broker(endpoints.redis_url, streams)
         add_projector(broker, streams, Runner(pool, streams.log), settings)
         logger.info("projector_started")

@@ -1,10 +1,8 @@
 """Questions people ask of the read models. A tenant's questions go through `tenant_connection`, so that row-level
 security answers for them; those across tenants are an administrator's."""
 
-from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
-from typing import Any, Literal
+from typing import Any
 
 import asyncpg
 import orjson
@@ -12,45 +10,18 @@ import orjson
 from projections.db import Connection, Pool, database_errors, tenant_connection
 from projections.projection import START, Position
 from schemas.content import Json, blob_of, unseal
-from schemas.errors import InvalidInputError
 from schemas.event import FIELDS
 from schemas.money import plain
 
-CostKey = Literal["agent", "model", "session", "task", "day", "tenant"]
-_COST_KEYS: dict[str, str] = {
-    "agent": "agent",
-    "model": "model",
-    "session": "session",
-    "task": "task",
-    "day": "to_char(at, 'YYYY-MM-DD')",
-    "tenant": "tenant",
-}
 _TASK_COSTS = """
 SELECT coalesce(sum(cost_usd), 0) AS cost, count(*) AS attempts, count(*) FILTER (WHERE cost_status = 'unpriced')
-    AS unpriced, count(*) FILTER (WHERE cost_status = 'unknown') AS unknown FROM ledger WHERE tenant = $1
+    AS unpriced, count(*) FILTER (WHERE cost_status = 'unknown') AS unknown FROM ledger WHERE tenant = $1 AND task = $2
 """
-
-
-@dataclass(frozen=True, slots=True)
-class CostRow:
-    """Costs of one group, such as one agent. `unpriced` and `unknown` attempts are not in `cost_usd`."""
-
-    key: str
-    cost_usd: Decimal
-    input_uncached: int
-    cache_read: int
-    cache_write: int
-    output_text: int
-    output_reasoning: int
-    attempts: int
-    failed: int
-    unpriced: int
-    unknown: int
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all classes."""
-        return self.input_uncached + self.cache_read + self.cache_write + self.output_text + self.output_reasoning
+_SESSION_COSTS = """
+SELECT coalesce(sum(cost_usd), 0) AS cost, coalesce(sum(attempts), 0)::bigint AS attempts,
+    coalesce(sum(unpriced), 0)::bigint AS unpriced, coalesce(sum(unknown), 0)::bigint AS unknown
+FROM ledger_tasks WHERE tenant = $1 AND session = $2
+"""
 
 
 async def task(pool: Pool, tenant_id: str, task_id: str) -> dict[str, Any] | None:
@@ -59,7 +30,7 @@ async def task(pool: Pool, tenant_id: str, task_id: str) -> dict[str, Any] | Non
         row = await conn.fetchrow("SELECT * FROM tasks WHERE tenant = $1 AND task = $2", tenant_id, task_id)
         if row is None:
             return None
-        costs = await conn.fetchrow(_TASK_COSTS + "AND task = $2", tenant_id, task_id)
+        costs = await conn.fetchrow(_TASK_COSTS, tenant_id, task_id)
         assert costs is not None
         return await _task(conn, row) | _costs(costs)
 
@@ -77,7 +48,7 @@ async def session(pool: Pool, tenant_id: str, session_id: str) -> dict[str, Any]
             "ORDER BY submitted_at, task",
             *key,
         )
-        costs = await conn.fetchrow(_TASK_COSTS + "AND session = $2", *key)
+        costs = await conn.fetchrow(_SESSION_COSTS, *key)
         assert costs is not None
         return {
             "tenant": tenant_id,
@@ -97,37 +68,6 @@ async def session(pool: Pool, tenant_id: str, session_id: str) -> dict[str, Any]
                 {**dict(t), "submitted_at": _iso(t["submitted_at"]), "ended_at": _iso(t["ended_at"])} for t in tasks
             ],
         } | _costs(costs)
-
-
-async def costs(
-    pool: Pool, *, by: CostKey, tenant_id: str | None = None, agent_id: str | None = None, days: int = 30
-) -> list[CostRow]:
-    """Costs of the last `days` days by agent, model, session, task, day or tenant, the dearest first.
-
-    With `tenant_id`, what that tenant may see; without it, an administrator's view over all tenants.
-    """
-    if by not in _COST_KEYS:
-        raise InvalidInputError(f"costs cannot be grouped by {by!r}: choose from {', '.join(_COST_KEYS)}")
-    query = f"""
-        SELECT {_COST_KEYS[by]} AS key, coalesce(sum(cost_usd), 0) AS cost_usd,
-            sum(input_uncached)::bigint AS input_uncached, sum(cache_read)::bigint AS cache_read,
-            sum(cache_write)::bigint AS cache_write, sum(output_text)::bigint AS output_text,
-            sum(output_reasoning)::bigint AS output_reasoning, count(*) AS attempts,
-            count(*) FILTER (WHERE status <> 'ok') AS failed,
-            count(*) FILTER (WHERE cost_status = 'unpriced') AS unpriced,
-            count(*) FILTER (WHERE cost_status = 'unknown') AS unknown
-        FROM ledger
-        WHERE at >= now() - make_interval(days => $1) AND ($2::text IS NULL OR tenant = $2)
-            AND ($3::text IS NULL OR agent = $3)
-        GROUP BY 1 ORDER BY 2 DESC, 1
-    """
-    if tenant_id is not None:
-        async with tenant_connection(pool, tenant_id) as conn:
-            rows = await conn.fetch(query, days, tenant_id, agent_id)
-    else:
-        with database_errors():
-            rows = await pool.fetch(query, days, None, agent_id)
-    return [CostRow(**row) for row in rows]
 
 
 async def events(
@@ -160,29 +100,6 @@ async def blob(pool: Pool, tenant_id: str, sha256: str) -> bytes | None:
             "SELECT data FROM blobs WHERE tenant = $1 AND sha256 = $2", tenant_id, sha256
         )
         return data
-
-
-@dataclass(frozen=True, slots=True)
-class LedgerTotals:
-    """The whole ledger in one line, across tenants."""
-
-    attempts: int
-    priced: int
-    cost_usd: Decimal
-    unpriced: int
-    unknown: int
-
-
-async def ledger_totals(pool: Pool) -> LedgerTotals:
-    """An administrator's total over all tenants."""
-    with database_errors():
-        row = await pool.fetchrow(
-            "SELECT count(*) AS attempts, count(*) FILTER (WHERE cost_status = 'priced') AS priced, "
-            "coalesce(sum(cost_usd), 0) AS cost_usd, count(*) FILTER (WHERE cost_status = 'unpriced') AS unpriced, "
-            "count(*) FILTER (WHERE cost_status = 'unknown') AS unknown FROM ledger"
-        )
-    assert row is not None
-    return LedgerTotals(**row)
 
 
 async def position(pool: Pool, tenant_id: str) -> Position:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 
 import asyncpg
+import structlog
 
 from projections.db import Connection, Pool, database_errors
 from projections.projection import Projection, Recorded
@@ -13,6 +14,8 @@ from projections.runner import APPLY_LOCK, PROJECTIONS
 from schemas.bodies import BODIES
 from schemas.errors import InvalidInputError
 from schemas.event import AgentEvent, decode_body
+
+logger = structlog.get_logger(__name__)
 
 BATCH = 5_000
 Progress = Callable[[str, int, int], None]
@@ -45,6 +48,18 @@ async def rebuild(pool: Pool, names: Sequence[str], progress: Progress = lambda 
             await conn.execute("SELECT pg_advisory_xact_lock($1)", APPLY_LOCK)
             for projection in chosen:
                 await _rebuild_one(conn, projection, progress)
+
+
+async def rebuild_outdated(pool: Pool) -> list[str]:
+    """Rebuild the projections whose rows an older version wrote, as a migration noted. Returns their names."""
+    with database_errors():
+        names = [row["projection"] for row in await pool.fetch("SELECT projection FROM outdated_projections")]
+    if names:
+        logger.info("rebuilding_outdated", projections=names)
+        await rebuild(pool, names)
+        with database_errors():
+            await pool.execute("DELETE FROM outdated_projections WHERE projection = ANY($1)", names)
+    return names
 
 
 async def _rebuild_one(conn: Connection, projection: Projection, progress: Progress) -> None:

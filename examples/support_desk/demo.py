@@ -29,7 +29,7 @@ from headwater.embedded.process import die_with_parent
 from headwater.node import Node, find_endpoints, running_node
 from headwater.settings import Settings
 from headwater.simulator import FaultRule, SimulatorConfig, SimulatorProcess, load_answers, load_prices
-from projections import queries
+from projections import costs
 from schemas.errors import HeadwaterError
 from schemas.event import AgentEvent
 from schemas.money import plain
@@ -180,7 +180,7 @@ async def show_costs(hw: Headwater, tenants: list[str]) -> None:
     """Costs by tenant and agent."""
     table = Table("tenant", "agent", "cost (USD)", "tokens", "attempts", "failed", title="Costs", title_justify="left")
     for tenant in tenants:
-        for row in await queries.costs(hw.pool, by="agent", tenant_id=tenant):
+        for row in await costs.costs(hw.pool, by="agent", tenant_id=tenant):
             counts = (f"{row.tokens:,}", f"{row.attempts:,}", f"{row.failed:,}")
             table.add_row(tenant, row.key, plain(row.cost_usd), *counts)
         table.add_section()
@@ -189,7 +189,7 @@ async def show_costs(hw: Headwater, tenants: list[str]) -> None:
 
 async def compare(hw: Headwater, simulator: SimulatorProcess, outcomes: dict[str, TaskOutcome]) -> int:
     """The ledger against the bill, to the last digit."""
-    ledger = await queries.ledger_totals(hw.pool)
+    ledger = await costs.ledger_totals(hw.pool)
     bill = simulator.bill()
     billed = Decimal(bill["total_usd"])
     same = ledger.cost_usd == billed and ledger.priced == bill["requests"]

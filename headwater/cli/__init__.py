@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from headwater.cli import admin, reading, running, submitting
+from headwater.cli import admin, costs, reading, running, submitting
 from headwater.cli.common import err
 from schemas.errors import HeadwaterError, InvalidInputError
 
@@ -19,6 +19,7 @@ app = typer.Typer(
 running.register(app)
 submitting.register(app)
 reading.register(app)
+costs.register(app)
 admin.register(app)
 
 

@@ -1,4 +1,4 @@
-"""Commands that read: events, task, session, costs."""
+"""Commands that read: events, task, session."""
 
 from typing import Annotated, Any
 
@@ -7,14 +7,12 @@ import typer
 from rich.markup import escape
 
 from headwater.cli.common import DataOption, JsonOption, TenantOption, connected, err, out, print_json, read_settings
-from headwater.cli.showing import as_text, cost_table, show_outcome, summary_of
+from headwater.cli.showing import as_text, show_outcome, summary_of
 from headwater.client import Headwater
 from projections import queries
-from projections.queries import CostRow
 from schemas.errors import InvalidInputError, NotFoundError, UnreadableEventError
 from schemas.event import AgentEvent, entry_fields
-from schemas.ids import check_agent_id, check_tenant_id
-from schemas.money import plain
+from schemas.ids import check_tenant_id
 from streams.log import Entry, read_event
 
 PAGE = 1000
@@ -25,7 +23,6 @@ def register(app: typer.Typer) -> None:
     app.command("events")(events)
     app.command("task")(task)
     app.command("session")(session)
-    app.command("costs")(costs)
 
 
 def events(
@@ -124,58 +121,6 @@ def session(
     for message in found["messages"]:
         colour = "cyan" if message["role"] == "user" else "green"
         out.print(f"[{colour}]{message['role']:9}[/] {escape(as_text(message['content']))}", soft_wrap=True)
-
-
-def costs(
-    tenant: Annotated[str | None, typer.Option("--tenant", "-t", help="Only this tenant.")] = None,
-    agent: Annotated[str | None, typer.Option("--agent", "-a", help="Only this agent, over all tenants.")] = None,
-    by: Annotated[
-        str | None, typer.Option(help="agent, model, session, task, day or tenant. [default: agent, or tenant]")
-    ] = None,
-    days: Annotated[int, typer.Option(min=1, max=36500, help="How far back.")] = 30,
-    data: DataOption = None,
-    json_: JsonOption = False,
-) -> None:
-    """Print what was spent, by agent, model, session, task, day or tenant, from the ledger."""
-    if tenant is not None:
-        check_tenant_id(tenant)
-    if agent is not None:
-        check_agent_id(agent)
-    key = by or ("tenant" if tenant is None else "agent")
-    if key not in ("agent", "model", "session", "task", "day", "tenant"):
-        raise InvalidInputError(f"--by {key!r}: choose from agent, model, session, task, day, tenant")
-
-    async def work(hw: Headwater) -> list[CostRow]:
-        if tenant is not None:
-            await hw.caught_up(tenant)
-        return await queries.costs(hw.pool, by=key, tenant_id=tenant, agent_id=agent, days=days)  # type: ignore[arg-type]
-
-    rows = connected(read_settings(data=data), work)
-    if json_:
-        for row in rows:
-            print_json(_cost_json(key, row))
-        return
-    whose = " and ".join(filter(None, [tenant and f"tenant {tenant}", agent and f"agent {agent}"])) or "all tenants"
-    out.print(cost_table(f"Costs of {whose} by {key}, last {days} days", key, rows))
-
-
-def _cost_json(key: str, row: CostRow) -> dict[str, Any]:
-    return {
-        key: row.key,
-        "cost_usd": plain(row.cost_usd),
-        "tokens": row.tokens,
-        "tokens_by_type": {
-            "input_uncached": row.input_uncached,
-            "cache_read": row.cache_read,
-            "cache_write": row.cache_write,
-            "output_text": row.output_text,
-            "output_reasoning": row.output_reasoning,
-        },
-        "attempts": row.attempts,
-        "failed": row.failed,
-        "unpriced": row.unpriced,
-        "unknown": row.unknown,
-    }
 
 
 def _check_position(text: str) -> None:

@@ -1,15 +1,12 @@
 """How outcomes, events and costs look in a terminal."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
 from rich.markup import escape
-from rich.table import Table
 
 from headwater.cli.common import out
-from projections.queries import CostRow
-from schemas.money import plain
 
 _STATUS = {"completed": "green", "failed": "red", "cancelled": "yellow"}
 SUMMARY_CHARS = 100
@@ -88,24 +85,3 @@ def _short(value: Any) -> str:
         return f"({value.get('bytes', 0):,} bytes)"
     text = value if isinstance(value, str) else orjson.dumps(value).decode()
     return " ".join(text.split())
-
-
-def cost_table(title: str, by: str, rows: Sequence[CostRow]) -> Table:
-    """Costs with a line of totals."""
-    table = Table(title=title, title_justify="left", show_footer=len(rows) > 1)
-    table.add_column(by, footer="total")
-    total = sum((row.cost_usd for row in rows), start=type(rows[0].cost_usd)(0)) if rows else 0
-    table.add_column("cost (USD)", justify="right", footer=plain(total) if rows else "0")  # type: ignore[arg-type]
-    sums = (
-        ("tokens", sum(row.tokens for row in rows)),
-        ("attempts", sum(row.attempts for row in rows)),
-        ("failed", sum(row.failed for row in rows)),
-        ("unpriced", sum(row.unpriced for row in rows)),
-        ("unknown", sum(row.unknown for row in rows)),
-    )
-    for name, count in sums:
-        table.add_column(name, justify="right", footer=f"{count:,}")
-    for row in rows:
-        counts = (row.tokens, row.attempts, row.failed, row.unpriced, row.unknown)
-        table.add_row(escape(row.key), plain(row.cost_usd), *(f"{count:,}" for count in counts))
-    return table

@@ -120,9 +120,19 @@ def test_a_task_goes_in_and_comes_out_as_a_result_and_a_bill(desk: Desk) -> None
     assert session["cost_usd"] == task["cost_usd"]
     rows = desk.json("costs", "-t", "acme", "--by", "agent")
     assert {row["agent"] for row in rows} == {"triage", "researcher", "writer"}
+    (useful,) = desk.json("costs", "-t", "acme", "--by", "outcome", "--days", "1")
+    assert (useful["outcome"], useful["cost_usd"]) == ("useful", task["cost_usd"])
+    routed = next(event for event in events if event["type"] == "task.routed")
+    (tree,) = desk.json("costs", "-t", "acme", "--decision", routed["id"])
+    assert (tree["type"], tree["cost_usd"], tree["attempts"]) == ("task.routed", task["cost_usd"], 3)
+    (accepted,) = [e["id"] for e in events if e["type"] == "handoff.accepted" and e["chain"].endswith("writer")]
+    (last,) = desk.json("costs", "-t", "acme", "--under", accepted)
+    assert [(row["agent"], row["cost_usd"]) for row in last["agents"]] == [("writer", spent[-1])]
     # What is printed for people has the same answer.
     shown = desk.run("task", "-t", "acme", done["task"])
     assert task["cost_usd"] in shown.stdout
+    for arguments in (["--by", "outcome"], ["--decision", routed["id"]], ["--by", "task", "--limit", "1"]):
+        assert task["cost_usd"] in desk.run("costs", "-t", "acme", *arguments).stdout, arguments
     assert "triage → researcher → writer" in shown.stdout
 
 
@@ -210,6 +220,9 @@ def test_errors_say_what_to_do_and_set_the_exit_code(desk: Desk, tmp_path: Path)
         (2, "--data is not JSON", ["submit", "-t", "acme", "-s", "s", "--data", "{", "text"]),
         (2, "priority", ["submit", "-t", "acme", "-s", "s", "--priority", "soon", "text"]),
         (2, "choose from", ["costs", "--by", "colour"]),
+        (2, "needs --tenant", ["costs", "--decision", "0" * 24]),
+        (2, "goes without", ["costs", "-t", "acme", "--decision", "0" * 24, "--by", "agent"]),
+        (1, "has no event", ["costs", "-t", "acme", "--decision", "0" * 24]),
         (2, "choose from", ["rebuild", "everything"]),
         (2, "position", ["events", "-t", "acme", "--after", "yesterday"]),
         (2, "cannot be read", ["submit", "-f", str(tmp_path / "nothing.jsonl")]),
