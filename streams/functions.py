@@ -116,6 +116,7 @@ class Functions:
         self.keys = keys
         self._pending: dict[tuple[str, int], list[tuple[bytes, asyncio.Future[Any]]]] = {}
         self._flushers: set[asyncio.Task[None]] = set()
+        self._flushing = 0
         self._scheduled = False
 
     async def append(
@@ -164,16 +165,23 @@ class Functions:
         if types is not None:
             item["types"] = dict.fromkeys(types, True)
         replies = await _all([self._submit("lease", shard, item) for shard in shards])
+        for _, damaged in replies:
+            _report(reader, damaged)
         return [
             [
                 TenantBatch(shard, tenant, epoch, start, end, entries, dict(zip(found[::2], found[1::2], strict=True)))
-                for tenant, epoch, start, end, entries, found in reply
+                for tenant, epoch, start, end, entries, found in batches
             ]
-            for shard, reply in zip(shards, replies, strict=True)
+            for shard, (batches, _) in zip(shards, replies, strict=True)
         ]
 
     async def commit(self, reader: str, commits: Sequence[tuple[TenantBatch, Commit]]) -> list[bool]:
-        """Write what came of each batch and move the reader past it. False: the lease was lost, nothing written."""
+        """Write what came of each batch and move the reader past it. False: the lease was lost, nothing written.
+
+        Raises:
+            FunctionError: a batch was refused, because of a damaged key or a defect, and wrote nothing. Each one is
+                logged; the other batches are written.
+        """
         futures = [
             self._submit("commit", batch.shard, {
                 "reader": reader, "tenant": batch.tenant_id, "epoch": batch.epoch, "from": batch.start,
@@ -184,13 +192,11 @@ class Functions:
             })
             for batch, commit in commits
         ]  # fmt: skip
-        replies = await asyncio.gather(*futures, return_exceptions=True)
-        for (batch, _), reply in zip(commits, replies, strict=True):
-            if isinstance(reply, UnavailableError):
-                raise reply
-            if isinstance(reply, BaseException):
-                log.error("commit_refused", reader=reader, tenant=batch.tenant_id, error=str(reply))
-        return [reply == 1 for reply in replies]
+        await asyncio.wait(futures)
+        for (batch, _), future in zip(commits, futures, strict=True):
+            if isinstance(error := future.exception(), FunctionError):
+                log.error("commit_refused", reader=reader, tenant=batch.tenant_id, error=str(error))
+        return [future.result() == 1 for future in futures]
 
     async def take(
         self, wants: Sequence[tuple[int, Sequence[tuple[str, int]]]], worker: str, *, lease_ms: int
@@ -200,6 +206,9 @@ class Functions:
             self._submit("take", shard, {"worker": worker, "lease_ms": lease_ms, "wants": agents})
             for shard, agents in wants
         ]
+        replies = await _all(futures)
+        for _, damaged in replies:
+            _report("worker", damaged)
         return [
             [
                 Delivery(
@@ -213,9 +222,9 @@ class Functions:
                     dict(zip(steps[::2], steps[1::2], strict=True)),
                     cancelled == 1,
                 )
-                for tenant, agent, call, number, body, steps, cancelled in reply
+                for tenant, agent, call, number, body, steps, cancelled in taken
             ]
-            for (shard, _), reply in zip(wants, await _all(futures), strict=True)
+            for (shard, _), (taken, _) in zip(wants, replies, strict=True)
         ]
 
     async def record(
@@ -272,8 +281,10 @@ class Functions:
             future.set_exception(InvalidInputError(f"{name}: a value cannot be sent to Redis: {error}"))
             return future
         self._pending.setdefault((name, shard), []).append((packed, future))
-        if len(self._flushers) < MAX_PIPELINES and not self._scheduled:
+        if self._flushing < MAX_PIPELINES and not self._scheduled:
             self._scheduled = True
+            # Counted, for a flusher that has ended is still in the set until the event loop's next turn.
+            self._flushing += 1
             flusher = asyncio.create_task(self._flush())
             self._flushers.add(flusher)
             flusher.add_done_callback(self._flushers.discard)
@@ -281,13 +292,16 @@ class Functions:
 
     async def _flush(self) -> None:
         self._scheduled = False
-        while self._pending:
-            pending, self._pending = self._pending, {}
-            await self._send([
-                (name, shard, items[i : i + MAX_ITEMS_PER_CALL])
-                for (name, shard), items in pending.items()
-                for i in range(0, len(items), MAX_ITEMS_PER_CALL)
-            ])  # fmt: skip
+        try:
+            while self._pending:
+                pending, self._pending = self._pending, {}
+                await self._send([
+                    (name, shard, items[i : i + MAX_ITEMS_PER_CALL])
+                    for (name, shard), items in pending.items()
+                    for i in range(0, len(items), MAX_ITEMS_PER_CALL)
+                ])  # fmt: skip
+        finally:
+            self._flushing -= 1
 
     async def _send(self, groups: list[_Group]) -> None:
         try:
@@ -342,6 +356,11 @@ async def _all(futures: Sequence[asyncio.Future[Any]]) -> list[Any]:
         if isinstance(result, BaseException):
             raise result
     return results
+
+
+def _report(reader: str, damaged: Sequence[tuple[str, str]]) -> None:
+    for tenant, error in damaged:
+        log.error("tenant_damaged", reader=reader, tenant=tenant, error=error)
 
 
 def pack(item: dict[str, Any]) -> bytes:

@@ -9,6 +9,9 @@
 --   returns  MessagePack: a list with one reply per item, in order. A reply of {"error", text} means that this item
 --            wrote nothing; the other items are not affected.
 --
+-- Redis does not undo what a function wrote before it failed. So whatever can fail is read first (`need`), and then
+-- nothing fails any more.
+--
 -- Keys of a shard S, and of a tenant T in it:
 --   S:ready:<reader>     zset  tenant -> ms from which it may be leased: its turn, or the end of a running lease
 --   S:ready:agent:<id>   zset  tenant -> turn; the tenants with calls waiting for that agent
@@ -25,13 +28,33 @@
 --   S:T:parked           stream of entries that a reader could not handle
 --   S:T:done             channel on which the end of a task is announced: "task position"
 
-local VERSION = 2
+local VERSION = 3
 local LOG_READERS = {'decider', 'projector'}
 local RANK = 2 ^ 44  -- a rank's share of a queue score: above it the priority, below it the turn
+
+-- The text of an error that `pcall` caught: redis.call raises a table, Lua a string.
+local function text_of(caught) return type(caught) == 'table' and (caught.err or 'unknown') or tostring(caught) end
 
 local function now_ms()
   local t = redis.call('TIME')
   return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+-- Raises an error while nothing is written yet if a key that is about to be written holds another type.
+local SIZE = {hash = 'HLEN', list = 'LLEN', stream = 'XLEN', string = 'STRLEN', zset = 'ZCARD'}
+local function need(kind, key) redis.call(SIZE[kind], key) end
+
+-- What `write_facts` and waking the log's readers need.
+local FACT_SIZE = 11
+local function need_log(S, tenant, facts)
+  need('stream', S .. ':' .. tenant .. ':log')
+  for _, f in ipairs(facts or {}) do
+    if #f ~= FACT_SIZE then error('a fact has ' .. FACT_SIZE .. ' values, not ' .. #f, 0) end
+  end
+  for _, reader in ipairs(LOG_READERS) do
+    need('zset', S .. ':ready:' .. reader)
+    need('list', S .. ':bell:' .. reader)
+  end
 end
 
 local function ring(S, reader)
@@ -75,6 +98,7 @@ local function append(S, item)
     local position, fingerprint, task = string.match(seen, '^(%S+) (%S+) (.*)$')
     return {fingerprint == item.fingerprint and 'duplicate' or 'conflict', position, task}
   end
+  need_log(S, item.tenant, {item.fact})
   local position = write_facts(S, item.tenant, {item.fact}, item.blobs)[1]
   redis.call('SET', dedup, position .. ' ' .. item.fingerprint .. ' ' .. item.task, 'PX', item.ttl_ms)
   local now = now_ms()
@@ -82,60 +106,73 @@ local function append(S, item)
   return {'new', position, item.task}
 end
 
+-- The next batch of one tenant for a log reader, or nil when nothing of what it has not read is wanted.
+local function lease_tenant(S, item, tenant, now, room)
+  local ready = S .. ':ready:' .. item.reader
+  local readers = S .. ':' .. tenant .. ':readers'
+  local from = redis.call('HGET', readers, item.reader) or '0-0'
+  local entries = redis.call('XRANGE', S .. ':' .. tenant .. ':log', '(' .. from, '+', 'COUNT', room)
+  local to = from
+  local wanted, tasks, known = {}, {}, {}
+  for _, entry in ipairs(entries) do
+    to = entry[1]
+    local kind, task
+    for i = 1, #entry[2], 2 do
+      local name = entry[2][i]
+      if name == 'type' then kind = entry[2][i + 1] elseif name == 'task' then task = entry[2][i + 1] end
+    end
+    if not item.types or (kind and item.types[kind]) then
+      wanted[#wanted + 1] = entry
+      if item.states and task and not known[task] then
+        known[task] = true
+        tasks[#tasks + 1] = task
+      end
+    end
+  end
+  if #wanted == 0 then
+    redis.call('HSET', readers, item.reader, to)
+    if #entries < room then redis.call('ZREM', ready, tenant) else redis.call('ZADD', ready, now, tenant) end
+    return nil
+  end
+  local states = {}
+  if #tasks > 0 then
+    local found = redis.call('HMGET', S .. ':' .. tenant .. ':state', unpack(tasks))
+    for i, task in ipairs(tasks) do
+      if found[i] then
+        states[#states + 1] = task
+        states[#states + 1] = found[i]
+      end
+    end
+  end
+  local epoch = redis.call('HINCRBY', readers, item.reader .. ':epoch', 1)
+  redis.call('ZADD', ready, now + item.lease_ms, tenant)
+  return {tenant, epoch, from, to, wanted, states}
+end
+
 -- lease: the next ready tenants for a log reader, each with a batch of what it has not read.
 --   item   {reader, lease_ms, max_tenants, max_entries, types (set; absent: all), states (bool)}
---   reply  {{tenant, epoch, from, to, {{position, {field, value, …}}, …}, {task, state, …}}, …}
+--   reply  {{{tenant, epoch, from, to, {{position, {field, value, …}}, …}, {task, state, …}}, …}, {{tenant, error}, …}}
 -- A leased tenant stays in `ready` with the lease's end as its score, so a dead reader's tenants become ready again
--- by themselves. Entries whose type is not wanted are read past here and not sent.
+-- by themselves. Entries whose type is not wanted are read past here and not sent. A tenant with a damaged key is
+-- named, and left alone for the length of a lease.
 local function lease(S, item)
   local ready = S .. ':ready:' .. item.reader
   local now = now_ms()
-  local batches = {}
+  local batches, damaged = {}, {}
   local room = item.max_entries
   for _, tenant in ipairs(redis.call('ZRANGE', ready, '-inf', now, 'BYSCORE', 'LIMIT', 0, item.max_tenants)) do
     if room <= 0 then break end
-    local readers = S .. ':' .. tenant .. ':readers'
-    local from = redis.call('HGET', readers, item.reader) or '0-0'
-    local entries = redis.call('XRANGE', S .. ':' .. tenant .. ':log', '(' .. from, '+', 'COUNT', room)
-    local to = from
-    local wanted, tasks, known = {}, {}, {}
-    for _, entry in ipairs(entries) do
-      to = entry[1]
-      local kind, task
-      for i = 1, #entry[2], 2 do
-        local name = entry[2][i]
-        if name == 'type' then kind = entry[2][i + 1] elseif name == 'task' then task = entry[2][i + 1] end
-      end
-      if not item.types or (kind and item.types[kind]) then
-        wanted[#wanted + 1] = entry
-        if item.states and task and not known[task] then
-          known[task] = true
-          tasks[#tasks + 1] = task
-        end
-      end
-    end
-    if #wanted == 0 then
-      redis.call('HSET', readers, item.reader, to)
-      if #entries < room then redis.call('ZREM', ready, tenant) else redis.call('ZADD', ready, now, tenant) end
-    else
-      local epoch = redis.call('HINCRBY', readers, item.reader .. ':epoch', 1)
+    local ok, batch = pcall(lease_tenant, S, item, tenant, now, room)
+    if not ok then
       redis.call('ZADD', ready, now + item.lease_ms, tenant)
-      local states = {}
-      if #tasks > 0 then
-        local found = redis.call('HMGET', S .. ':' .. tenant .. ':state', unpack(tasks))
-        for i, task in ipairs(tasks) do
-          if found[i] then
-            states[#states + 1] = task
-            states[#states + 1] = found[i]
-          end
-        end
-      end
-      batches[#batches + 1] = {tenant, epoch, from, to, wanted, states}
-      room = room - #wanted
+      damaged[#damaged + 1] = {tenant, text_of(batch)}
+    elseif batch then
+      batches[#batches + 1] = batch
+      room = room - #batch[5]
     end
   end
   if redis.call('ZCOUNT', ready, '-inf', now) > 0 then ring(S, item.reader) end
-  return batches
+  return {batches, damaged}
 end
 
 -- A cancelled call that nobody runs is gone; one that a worker runs is marked, for the worker to see when it renews.
@@ -148,6 +185,30 @@ local function cancel(S, tenant, id)
   else
     redis.call('ZREM', S .. ':' .. tenant .. ':queue:' .. found[1], id)
     redis.call('DEL', call)
+  end
+end
+
+local function need_commit(S, item)
+  local prefix = S .. ':' .. item.tenant
+  need_log(S, item.tenant, item.facts)
+  if #(item.states or {}) + #(item.ended or {}) > 0 then need('hash', prefix .. ':state') end
+  if #(item.calls or {}) > 0 then
+    need('list', S .. ':bell:worker')
+    if not tonumber(redis.call('GET', S .. ':turn') or 0) then error('the counter of turns is not a number', 0) end
+  end
+  for _, call in ipairs(item.calls or {}) do
+    need('hash', prefix .. ':call:' .. call[1])
+    need('zset', prefix .. ':queue:' .. call[2])
+    need('zset', S .. ':ready:agent:' .. call[2])
+  end
+  for _, id in ipairs(item.cancels or {}) do
+    local call = prefix .. ':call:' .. id
+    need('hash', call)
+    need('zset', prefix .. ':queue:' .. (redis.call('HGET', call, 'agent') or ''))
+  end
+  for _, fields in ipairs(item.parked or {}) do
+    if #fields == 0 or #fields % 2 == 1 then error('a parked entry has names and values in pairs', 0) end
+    need('stream', prefix .. ':parked')
   end
 end
 
@@ -167,6 +228,7 @@ local function commit(S, item)
   local newest = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
   local position = item.to
   local caught_up = not newest or newest[1] == item.to
+  need_commit(S, item)
   local positions = write_facts(S, item.tenant, item.facts, item.blobs)
   -- With nothing in between, the reader need not read its own facts again.
   if caught_up and #positions > 0 then position = positions[#positions] end
@@ -194,49 +256,61 @@ local function commit(S, item)
   return 1
 end
 
+-- The next call of one tenant for an agent, as `take` replies it, or nil when the queue held a call that is gone.
+local function take_one(S, worker, tenant, agent, ends)
+  local queue = S .. ':' .. tenant .. ':queue:' .. agent
+  local ready = S .. ':ready:agent:' .. agent
+  local id = redis.call('ZPOPMIN', queue)[1]
+  if redis.call('EXISTS', queue) == 1 then
+    redis.call('ZADD', ready, redis.call('INCR', S .. ':turn'), tenant)
+  else
+    redis.call('ZREM', ready, tenant)
+  end
+  local call = S .. ':' .. tenant .. ':call:' .. (id or '')
+  if not id or redis.call('HLEN', call) == 0 then return nil end
+  local delivery = redis.call('HINCRBY', call, 'delivery', 1)
+  redis.call('HSET', call, 'owner', worker)
+  redis.call('ZADD', S .. ':leases', ends, tenant .. '|' .. id)
+  local steps = {}
+  if delivery > 1 then
+    local fields = redis.call('HGETALL', call)
+    for i = 1, #fields, 2 do
+      local key = string.match(fields[i], '^s(.+)$')
+      if key then
+        steps[#steps + 1] = key
+        steps[#steps + 1] = fields[i + 1]
+      end
+    end
+  end
+  local found = redis.call('HMGET', call, 'body', 'cancelled')
+  return {tenant, agent, id, delivery, found[1], steps, found[2] and 1 or 0}
+end
+
 -- take: the next calls for a worker's free places, one tenant after the other; within a tenant by priority, then age.
 --   item   {worker, lease_ms, wants {{agent, count}}}
---   reply  {{tenant, agent, call, delivery, body, {step key, position, …}, cancelled (0 or 1)}, …}
+--   reply  {{{tenant, agent, call, delivery, body, {step key, position, …}, cancelled (0 or 1)}, …}, {{tenant, error}, …}}
+-- A tenant whose queue is damaged is named, and loses its turn.
 local function take(S, item)
   local ends = now_ms() + item.lease_ms
-  local taken = {}
+  local taken, damaged = {}, {}
   for _, want in ipairs(item.wants) do
     local agent, count = want[1], want[2]
     local ready = S .. ':ready:agent:' .. agent
     while count > 0 do
       local tenant = redis.call('ZRANGE', ready, 0, 0)[1]
       if not tenant then break end
-      local queue = S .. ':' .. tenant .. ':queue:' .. agent
-      local id = redis.call('ZPOPMIN', queue)[1]
-      if redis.call('EXISTS', queue) == 1 then
-        redis.call('ZADD', ready, redis.call('INCR', S .. ':turn'), tenant)
-      else
+      local ok, call = pcall(take_one, S, item.worker, tenant, agent, ends)
+      if not ok then
         redis.call('ZREM', ready, tenant)
-      end
-      local call = S .. ':' .. tenant .. ':call:' .. (id or '')
-      if id and redis.call('EXISTS', call) == 1 then
-        local delivery = redis.call('HINCRBY', call, 'delivery', 1)
-        redis.call('HSET', call, 'owner', item.worker)
-        redis.call('ZADD', S .. ':leases', ends, tenant .. '|' .. id)
-        local steps = {}
-        if delivery > 1 then
-          local fields = redis.call('HGETALL', call)
-          for i = 1, #fields, 2 do
-            local key = string.match(fields[i], '^s(.+)$')
-            if key then
-              steps[#steps + 1] = key
-              steps[#steps + 1] = fields[i + 1]
-            end
-          end
-        end
-        taken[#taken + 1] = {tenant, agent, id, delivery, redis.call('HGET', call, 'body'), steps,
-          redis.call('HEXISTS', call, 'cancelled')}
+        damaged[#damaged + 1] = {tenant, text_of(call)}
+      elseif call then
+        taken[#taken + 1] = call
         count = count - 1
       end
     end
     if redis.call('EXISTS', ready) == 1 then ring(S, 'worker') end
   end
-  return taken
+  return {taken, damaged}
 end
 
 -- Does this worker still hold this delivery of the call? A lease that ended does not count, even if nobody took over.
@@ -255,6 +329,7 @@ local function record(S, item)
   local call = S .. ':' .. item.tenant .. ':call:' .. item.call
   local position = redis.call('HGET', call, 's' .. item.key)
   if not position then
+    need_log(S, item.tenant, item.facts)
     local positions = write_facts(S, item.tenant, item.facts, item.blobs)
     position = positions[#positions]
     redis.call('HSET', call, 's' .. item.key, position)
@@ -282,6 +357,7 @@ end
 local function settle(S, item)
   local now = now_ms()
   if not holds(S, item, now) then return {'stale'} end
+  need_log(S, item.tenant, item.facts)
   write_facts(S, item.tenant, item.facts, item.blobs)
   redis.call('DEL', S .. ':' .. item.tenant .. ':call:' .. item.call)
   redis.call('ZREM', S .. ':leases', item.tenant .. '|' .. item.call)
@@ -316,7 +392,7 @@ local function register(name, handle)
       if ok then
         replies[i] = reply
       else
-        replies[i] = {'error', type(reply) == 'table' and (reply.err or 'unknown') or tostring(reply)}
+        replies[i] = {'error', text_of(reply)}
       end
     end
     return cmsgpack.pack(replies)

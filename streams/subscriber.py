@@ -33,7 +33,7 @@ from schemas.errors import ConfigurationError, StaleLeaseError
 from schemas.event import AgentEvent, encode
 from streams.connection import Streams
 from streams.doorbell import Doorbell
-from streams.functions import Commit, Delivery, TenantBatch
+from streams.functions import Commit, Delivery, FunctionError, TenantBatch
 
 logger = structlog.get_logger(__name__)
 
@@ -259,7 +259,11 @@ async def _settle(streams: Streams, delivery: Delivery, events: Sequence[AgentEv
 
 
 async def _commit(streams: Streams, leased: LeasedRound, commits: Sequence[Commit]) -> None:
-    written = await streams.functions.commit(leased.reader, list(zip(leased.batches, commits, strict=True)))
+    try:
+        written = await streams.functions.commit(leased.reader, list(zip(leased.batches, commits, strict=True)))
+    except FunctionError:
+        # Named in the log. That tenant's lease ends, and its batch is tried again; the others are written.
+        return
     for batch, is_written in zip(leased.batches, written, strict=True):
         if not is_written:
             logger.warning("stale_lease", reader=leased.reader, tenant=batch.tenant_id)

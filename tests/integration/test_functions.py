@@ -278,14 +278,27 @@ async def test_an_item_that_fails_fails_alone(streams: Streams) -> None:
     assert [o[0] for o in (outcomes[0], outcomes[2]) if isinstance(o, tuple)] == ["new", "new"]
 
 
-async def test_a_commit_that_fails_writes_nothing(streams: Streams) -> None:
+TENANT_KEYS = ["state", "parked", "call:c1", f"queue:{AGENT}"]
+SHARD_KEYS = ["turn", "bell:worker", "bell:projector", f"ready:agent:{AGENT}", "ready:projector"]
+
+
+@pytest.mark.parametrize("damaged", [f"acme:{key}" for key in TENANT_KEYS] + SHARD_KEYS)
+async def test_a_commit_that_fails_writes_nothing(streams: Streams, damaged: str) -> None:
     await append(streams, "acme")
     [batch] = await lease(streams)
-    await streams.redis.set(f"{streams.keys.prefix('acme')}:state", "not a hash")
+    key = f"{streams.keys.prefixes[streams.keys.shard_of('acme')]}:{damaged}"
+    await streams.redis.delete(key)
+    await (
+        streams.redis.set(key, "no list, hash, set or stream") if key[-4:] != "turn" else streams.redis.lpush(key, 1)
+    )
     before = await everything(streams)
+    made = Commit([fact()], {"sha": b"1"}, [call("c1")], {"task-1": b"{}"}, parked=[["why", "broken"]])
     with pytest.raises(FunctionError):
-        await commit(streams, batch, Commit([fact()], states={"task-1": b"{}"}))
+        await commit(streams, batch, made)
     assert await everything(streams) == before
+    # With the damage gone, the same commit is written.
+    await streams.redis.delete(key)
+    assert await commit(streams, batch, made)
 
 
 @pytest.mark.parametrize("damaged", ["log", f"queue:{AGENT}"])
