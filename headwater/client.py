@@ -1,14 +1,13 @@
 """A connection to a running Headwater, for producers and for the command line."""
 
-import asyncio
 from types import TracebackType
 from typing import Any
 
 from headwater.embedded import Endpoints
 from headwater.settings import Settings
-from projections import queries
+from projections import queries, reading
 from projections.db import Pool, connect
-from projections.projection import parse_position
+from projections.session_store import SessionStore
 from schemas.task import Accepted, NewTask, TaskOutcome
 from streams.bus import TenantEventBus
 from streams.connection import Streams, open_streams
@@ -59,13 +58,16 @@ class Headwater:
 
     async def caught_up(self, tenant_id: str, *, timeout_s: float = CATCH_UP_S) -> bool:
         """Wait until the projections have read what is in the tenant's log now. False: they are still behind."""
-        end = parse_position(await self.streams.log.end(tenant_id))
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        while await queries.position(self.pool, tenant_id) < end:
-            if asyncio.get_running_loop().time() > deadline:
-                return False
-            await asyncio.sleep(0.02)
-        return True
+        return await reading.caught_up(self.pool, self.streams.log, tenant_id, timeout_s=timeout_s)
+
+    @property
+    def sessions(self) -> SessionStore:
+        """The sessions of all tenants; every question names its tenant."""
+        return SessionStore(self.pool, self.streams)
+
+    async def clear_session(self, tenant_id: str, session_id: str, *, reason: str = "") -> str:
+        """Clear a session by an event, and return the event's position. Raises `NotFoundError` for an unknown one."""
+        return await self.sessions.clear(tenant_id, session_id, reason=reason)
 
     async def task(self, tenant_id: str, task_id: str) -> dict[str, Any] | None:
         """A task as the projections know it, or None."""

@@ -36,13 +36,18 @@ async def task(pool: Pool, tenant_id: str, task_id: str) -> dict[str, Any] | Non
 
 
 async def session(pool: Pool, tenant_id: str, session_id: str) -> dict[str, Any] | None:
-    """A session with its messages and tasks, or None."""
+    """A session with its messages since it was last cleared, all its tasks, and its cost; or None."""
     async with tenant_connection(pool, tenant_id) as conn:
         key = (tenant_id, session_id)
         row = await conn.fetchrow("SELECT * FROM sessions WHERE tenant = $1 AND session = $2", *key)
         if row is None:
             return None
-        messages = await conn.fetch("SELECT * FROM messages WHERE tenant = $1 AND session = $2 ORDER BY ms, seq", *key)
+        messages = await conn.fetch(
+            "SELECT * FROM messages WHERE tenant = $1 AND session = $2 AND (ms, seq) > ($3, $4) ORDER BY ms, seq",
+            *key,
+            row["cleared_ms"],
+            row["cleared_seq"],
+        )
         tasks = await conn.fetch(
             "SELECT task, status, type, submitted_at, ended_at FROM tasks WHERE tenant = $1 AND session = $2 "
             "ORDER BY submitted_at, task",
@@ -55,6 +60,7 @@ async def session(pool: Pool, tenant_id: str, session_id: str) -> dict[str, Any]
             "session": session_id,
             "first_at": _iso(row["first_at"]),
             "last_at": _iso(row["last_at"]),
+            "cleared_at": _iso(row["cleared_at"]),
             "messages": [
                 {
                     "position": f"{m['ms']}-{m['seq']}",

@@ -1,4 +1,8 @@
-"""Sessions and tasks: what was asked, what came of it, and the messages in between (contract row D1)."""
+"""Sessions and tasks: what was asked, what came of it, the messages in between, and a session's state (row D1).
+
+Clearing a session ends its messages and state for every later reader. The messages' rows stay, before the session's
+`cleared` position; the values of its state go.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +12,15 @@ import orjson
 from projections.archive import clean
 from projections.db import Connection
 from projections.projection import Recorded
-from schemas.bodies import TaskCancelled, TaskCompleted, TaskFailed, TaskRouted, TaskSubmitted
+from schemas.bodies import (
+    SessionCleared,
+    SessionStateSet,
+    TaskCancelled,
+    TaskCompleted,
+    TaskFailed,
+    TaskRouted,
+    TaskSubmitted,
+)
 
 _INSERT_TASK = """
 INSERT INTO tasks (tenant, task, session, status, type, priority, submitted_at, text, data)
@@ -25,15 +37,36 @@ INSERT INTO sessions (tenant, session, first_at, last_at, tasks) VALUES ($1, $2,
 ON CONFLICT (tenant, session) DO UPDATE
 SET last_at = greatest(sessions.last_at, excluded.last_at), tasks = sessions.tasks + excluded.tasks
 """
+_CLEAR_SESSION = """
+UPDATE sessions SET cleared_ms = $3, cleared_seq = $4, cleared_at = $5 WHERE tenant = $1 AND session = $2
+"""
+_CLEAR_STATE = "DELETE FROM session_state WHERE tenant = $1 AND session = $2"
+_UNSET_STATE = "DELETE FROM session_state WHERE tenant = $1 AND session = $2 AND key = $3"
+_SET_STATE = """
+INSERT INTO session_state (tenant, session, key, value, ms, seq) VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (tenant, session, key) DO UPDATE SET value = excluded.value, ms = excluded.ms, seq = excluded.seq
+"""
+
+_Session = tuple[str, str]
+"""(tenant, session)"""
 
 
 class Sessions:
-    """Tables `sessions`, `tasks` and `messages`. Contents may be blob references; they are resolved on read."""
+    """Tables `sessions`, `tasks`, `messages` and `session_state`. Contents may be blob references, resolved on read."""
 
     name = "sessions"
-    tables: tuple[str, ...] = ("sessions", "tasks", "messages")
+    tables: tuple[str, ...] = ("sessions", "tasks", "messages", "session_state")
     event_types: frozenset[str] | None = frozenset(
-        {TaskSubmitted.type, TaskRouted.type, TaskCompleted.type, TaskFailed.type, TaskCancelled.type}
+        body.type
+        for body in (
+            TaskSubmitted,
+            TaskRouted,
+            TaskCompleted,
+            TaskFailed,
+            TaskCancelled,
+            SessionStateSet,
+            SessionCleared,
+        )
     )
 
     async def apply(self, conn: Connection, batch: Sequence[Recorded]) -> None:
@@ -68,6 +101,26 @@ class Sessions:
         await conn.copy_records_to_table(
             "messages", records=messages, columns=("tenant", "session", "ms", "seq", "role", "task", "content")
         )
+        await _apply_state(conn, batch)
+
+
+async def _apply_state(conn: Connection, batch: Sequence[Recorded]) -> None:
+    """Clearings and values, the last word of the batch on each."""
+    cleared: dict[_Session, tuple[object, ...]] = {}
+    values: dict[tuple[str, str, str], tuple[object, ...] | None] = {}
+    for entry in batch:
+        event, body = entry.event, entry.event.body
+        session = (event.tenant_id, event.session_id)
+        if isinstance(body, SessionCleared):
+            cleared[session] = (*entry.position, event.at)
+            values = {key: value for key, value in values.items() if key[:2] != session}
+        elif isinstance(body, SessionStateSet):
+            is_set = body.value is not None
+            values[(*session, body.key)] = (_json(body.value), *entry.position) if is_set else None
+    await conn.executemany(_CLEAR_SESSION, [(*session, *where) for session, where in sorted(cleared.items())])
+    await conn.executemany(_CLEAR_STATE, sorted(cleared))
+    await conn.executemany(_UNSET_STATE, sorted(key for key, value in values.items() if value is None))
+    await conn.executemany(_SET_STATE, [(*key, *value) for key, value in sorted(values.items()) if value is not None])
 
 
 def _outcome(entry: Recorded) -> tuple[object, ...]:

@@ -37,6 +37,8 @@ class EventBody(BaseModel):
     contents: ClassVar[tuple[str, ...]] = ()
     """Where content stands that becomes a blob when it is large: a field, `field.*` for each value of a map, or
     `field.key`. Every other field stays inline."""
+    needs_task: ClassVar[bool] = True
+    """False for what can happen outside any task: its event's task id may be empty."""
 
 
 class TaskSubmitted(EventBody):
@@ -327,6 +329,7 @@ class MemoryStored(EventBody):
 
     type = "memory.stored"
     contents = ("text", "embedding")
+    needs_task = False
 
     call_id: str
     ordinal: Ordinal
@@ -343,10 +346,27 @@ class MemoryStored(EventBody):
     diverged: bool = False
 
 
+class SessionStateSet(EventBody):
+    """An agent set a value in its session's state (row D1); null takes the key away."""
+
+    type = "session.state_set"
+    contents = ("value",)
+
+    call_id: str
+    ordinal: Ordinal
+    delivery: Ordinal
+    agent_id: AgentId
+    key: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
+    value: Content = None
+    request_hash: str
+    diverged: bool = False
+
+
 class SessionCleared(EventBody):
-    """Somebody cleared a session: its messages so far are not part of any later context (row D1)."""
+    """Somebody cleared a session: its messages and state so far are not part of any later context (row D1)."""
 
     type = "session.cleared"
+    needs_task = False
 
     reason: str = ""
 
@@ -423,6 +443,7 @@ BODIES: dict[str, type[EventBody]] = {
         StepRecorded,
         ContextCompiled,
         MemoryStored,
+        SessionStateSet,
         SessionCleared,
         HandoffProposed,
         HandoffAccepted,

@@ -28,7 +28,8 @@ class AgentEvent:
     """One fact in a tenant's log.
 
     `call_chain` is never empty and contains `source_agent_id`. `parent_event_id` is the event's cause, None for a
-    submitted task. `position` is the entry's place in the log (`<ms>-<seq>`), None until it is appended.
+    submitted task. `task_id` is empty for what happens outside any task, such as the clearing of a session.
+    `position` is the entry's place in the log (`<ms>-<seq>`), None until it is appended.
 
     A dataclass with its few checks by hand: thousands are made per second, and the bodies, which carry the meaning,
     are validated by pydantic.
@@ -52,7 +53,7 @@ class AgentEvent:
     def __post_init__(self) -> None:
         check_tenant_id(self.tenant_id)
         check_session_id(self.session_id)
-        if not (0 < len(self.id) <= 64 and 0 < len(self.task_id) <= 64):
+        if not (0 < len(self.id) <= 64 and len(self.task_id) <= 64 and (self.task_id or not self.body.needs_task)):
             raise InvalidInputError(f"event {self.id[:80]!r}: event and task ids have 1 to 64 characters")
         if self.source_agent_id not in self.call_chain or not self.source_agent_id:
             raise InvalidInputError(

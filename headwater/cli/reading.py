@@ -12,7 +12,7 @@ from headwater.client import Headwater
 from projections import queries
 from schemas.errors import InvalidInputError, NotFoundError, UnreadableEventError
 from schemas.event import AgentEvent, entry_fields
-from schemas.ids import check_tenant_id
+from schemas.ids import check_session_id, check_tenant_id
 from streams.log import Entry, read_event
 
 PAGE = 1000
@@ -99,13 +99,27 @@ def task(
 
 
 def session(
-    session_id: Annotated[str, typer.Argument(metavar="ID", help="The session's id.")],
+    words: Annotated[
+        list[str], typer.Argument(metavar="[clear] ID", help="The session's id; with 'clear' before it, clear it.")
+    ],
     tenant: TenantOption,
+    reason: Annotated[str, typer.Option(help="With 'clear': why, for the log.")] = "",
     data: DataOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Print a session: its messages in order, its tasks, and its exact cost."""
+    """Print a session: its messages in order, its tasks, and its exact cost. 'session clear ID' clears it.
+
+    What was said before a clear stays in the log, and is not part of any later context.
+    """
     check_tenant_id(tenant)
+    if len(words) > 2 or (len(words) == 2 and words[0] != "clear"):
+        raise InvalidInputError(f"session {' '.join(words)!r}: give one session id, or 'clear' and one")
+    session_id = check_session_id(words[-1])
+    if len(words) == 2:
+        position = connected(read_settings(data=data), lambda hw: hw.clear_session(tenant, session_id, reason=reason))
+        cleared = {"tenant": tenant, "session": session_id, "position": position}
+        print_json(cleared) if json_ else out.print(f"cleared {escape(session_id)}")
+        return
 
     async def work(hw: Headwater) -> dict[str, Any] | None:
         await hw.caught_up(tenant)

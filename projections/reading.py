@@ -1,0 +1,28 @@
+"""Reading one's own writes: waiting until the projections have applied what is in a tenant's log now."""
+
+import asyncio
+
+from projections import queries
+from projections.db import Pool
+from projections.projection import parse_position
+from streams.log import Log
+
+POLL_S = 0.01
+MAX_POLL_S = 0.1
+
+
+async def caught_up(pool: Pool, log: Log, tenant_id: str, *, timeout_s: float) -> bool:
+    """Wait until every projection has read what is in the tenant's log now. False: they are behind after `timeout_s`.
+
+    Raises:
+        UnavailableError: Redis or PostgreSQL is away.
+    """
+    end = parse_position(await log.end(tenant_id))
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    delay_s = POLL_S
+    while await queries.position(pool, tenant_id) < end:
+        if asyncio.get_running_loop().time() > deadline:
+            return False
+        await asyncio.sleep(delay_s)
+        delay_s = min(delay_s * 1.5, MAX_POLL_S)
+    return True
