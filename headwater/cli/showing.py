@@ -65,6 +65,7 @@ _SUMMARIES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "supervisor.answered": lambda b: f"{b['question']}: {_short(b['error'] or b['answer'])}",
     "context.compiled": lambda b: f"{b['token_usage'].get('total', '?')} of {b['budget_tokens']} tokens ({b['tier']})",
     "memory.stored": lambda b: _short(b["text"]),
+    "session.state_set": lambda b: f"{b['key']} = {_short(b['value'])}",
     "session.cleared": lambda b: str(b["reason"]),
     "task.completed": lambda b: _short(b["result"]),
     "task.failed": lambda b: str(b["reason"]),

@@ -136,6 +136,28 @@ def test_a_task_goes_in_and_comes_out_as_a_result_and_a_bill(desk: Desk) -> None
     assert "triage → researcher → writer" in shown.stdout
 
 
+def test_a_session_is_cleared_and_its_past_stays_in_the_log(desk: Desk) -> None:
+    for session in ("chat", "clear"):
+        assert desk.run("submit", "-t", "clears", "-s", session, "--wait", "The app shows error E-77").returncode == 0
+    (before,) = desk.json("session", "-t", "clears", "chat")
+    assert len(before["messages"]) == 2
+    assert desk.run("session", "clear", "-t", "clears", "chat", "--reason", "asked to").returncode == 0
+    (after,) = desk.json("session", "-t", "clears", "chat")
+    assert after["messages"] == []
+    assert after["cost_usd"] == before["cost_usd"]
+    events = desk.json("events", "-t", "clears", "--session", "chat")
+    assert (events[-1]["type"], events[-1]["task"], events[-1]["body"]) == (
+        "session.cleared",
+        "",
+        {"reason": "asked to"},
+    )
+    assert "session.cleared" in desk.run("events", "-t", "clears").stdout
+    # A session may be called "clear", too.
+    assert len(desk.json("session", "-t", "clears", "clear")[0]["messages"]) == 2
+    assert "has no session" in desk.run("session", "-t", "clears", "clear", "nobody").stderr
+    assert desk.run("session", "-t", "clears", "open", "chat").returncode == 2
+
+
 def test_a_file_twice_at_once_gives_each_task_once(desk: Desk, tmp_path: Path) -> None:
     file = tmp_path / "tasks.jsonl"
     lines = [{"tenant": "twice", "session": "s", "text": f"task {n}", "idempotency_key": f"k{n}"} for n in range(40)]
