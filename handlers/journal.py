@@ -7,15 +7,22 @@ delivered again, the keys lead back to the facts.
 
 import asyncio
 import contextlib
+from collections.abc import Coroutine
 from datetime import UTC, datetime
+from typing import Any
+
+import structlog
 
 from schemas.bodies import AgentStarted, EventBody, LlmAttempted, StepRecorded
 from schemas.content import Json
-from schemas.errors import HeadwaterError
+from schemas.errors import HeadwaterError, StaleLeaseError
 from schemas.event import AgentEvent, encode
 from schemas.ids import derived_id
 from streams.connection import Streams
+from streams.functions import Fields
 from streams.subscriber import TakenCall
+
+logger = structlog.get_logger(__name__)
 
 STARTED_DELAY_S = 0.02
 """`agent.started` waits this long for another fact to travel with: most fast agents settle before."""
@@ -47,6 +54,7 @@ class Journal:
         is_agent = self.call.kind == "agent"
         self._started = self.event(started, "started", self.delivery.delivery) if is_agent else None
         self._flush: asyncio.Task[str] | None = None
+        self._aside: list[AgentEvent] = []
 
     async def load(self) -> None:
         """Read what earlier deliveries recorded."""
@@ -64,7 +72,9 @@ class Journal:
 
     def _record_started(self) -> None:
         if self._started is not None:
-            self._flush = asyncio.create_task(self._record(f"started@{self.delivery.delivery}", []))
+            blobs: dict[str, bytes] = {}
+            facts = [encode(event, blobs) for event in self.final([])]
+            self._flush = asyncio.create_task(self._write(f"started@{self.delivery.delivery}", facts, blobs))
 
     async def close(self) -> None:
         """Wait for a fact that is still on its way."""
@@ -121,6 +131,25 @@ class Journal:
         await self.record(f"{body.ordinal}.{body.attempt}@{self.delivery.delivery}", event)
         return event
 
+    async def record_to_the_end(self, body: LlmAttempted) -> None:
+        """Record an attempt from a task that is being cancelled, whatever else cancels it meanwhile.
+
+        A lost lease and a Redis that is away are logged only: the cancellation goes on.
+        """
+        await self._to_the_end(self.record_attempt(body))
+
+    def set_aside(self, body: LlmAttempted) -> None:
+        """Keep an attempt to be recorded together with the next fact of this call, if there is one."""
+        self._aside.append(self.event(body, event_id=self.attempt_id(body.ordinal, body.attempt, body.delivery)))
+
+    def check_lease(self) -> None:
+        """Raises `StaleLeaseError` if the lease may have ended: a worker that was paused sends no new requests."""
+        if self.delivery.lease_over():
+            raise StaleLeaseError(
+                f"call {self.call.call_id} of tenant {self.call.tenant_id!r}: the lease was not renewed in time; "
+                "nothing was sent"
+            )
+
     async def record_step(self, body: StepRecorded) -> None:
         """Record a finished step. Raises `StaleLeaseError` if this worker lost the call."""
         event = self.event(body, "step", body.ordinal, self.delivery.delivery)
@@ -128,19 +157,33 @@ class Journal:
 
     async def record(self, key: str, event: AgentEvent) -> None:
         """Record a fact under a step key of this call. Raises `StaleLeaseError` if this worker lost the call."""
-        self.given.append(await self._record(key, [event]))
-
-    async def _record(self, key: str, events: list[AgentEvent]) -> str:
         blobs: dict[str, bytes] = {}
-        facts = [encode(event, blobs) for event in self.final(events)]
+        facts = [encode(event, blobs) for event in self.final([event])]
+        try:
+            self.given.append(await self._write(key, facts, blobs))
+        except asyncio.CancelledError:
+            # It may still be on its way, and must not arrive after the settle. Under one key it is one fact.
+            await self._to_the_end(self._write(key, facts, blobs))
+            raise
+
+    async def _write(self, key: str, facts: list[Fields], blobs: dict[str, bytes]) -> str:
         return await self._streams.functions.record(
             self.delivery, lease_ms=self._lease_ms, key=key, facts=facts, blobs=blobs
         )
 
+    async def _to_the_end(self, write: Coroutine[Any, Any, Any]) -> None:
+        writing = asyncio.ensure_future(write)
+        while not writing.done():
+            with contextlib.suppress(asyncio.CancelledError, HeadwaterError):
+                await asyncio.shield(writing)
+        if isinstance(error := writing.exception(), HeadwaterError):
+            logger.warning("fact_not_recorded", tenant=self.call.tenant_id, call=self.call.call_id, error=str(error))
+
     def final(self, events: list[AgentEvent]) -> list[AgentEvent]:
-        """`events`, with `agent.started` in front if it is not in the log yet."""
+        """`events`, with what is not in the log yet in front: `agent.started`, and attempts that were set aside."""
         started, self._started = self._started, None
-        return events if started is None else [started, *events]
+        aside, self._aside = self._aside, []
+        return [*([] if started is None else [started]), *aside, *events] if started or aside else events
 
     async def resolve(self, value: Json) -> Json:
         """A content of this tenant, read in full."""

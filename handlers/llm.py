@@ -1,84 +1,82 @@
-"""The LLM service that agents use: tiers with fallbacks, our own retries, and a record of every attempt (row A6).
+"""`context.llm`: the LLM service that agents use (row A6).
 
-The text that users write stays in user messages: only an agent's own `system` argument becomes a system message.
+Tiers with fallbacks, retries of our own, and a record of every attempt (`handlers/attempts.py`). The text that users
+write stays in user messages: only an agent's own `system` argument becomes a system message.
 """
 
 import asyncio
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from decimal import Decimal
-from typing import Any, Literal
+from base64 import b64decode
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal, TypeVar, overload
 
+from pydantic import BaseModel
+
+from handlers import structured
+from handlers.attempts import EMBEDDING, Attempt, Attempts, LlmService, Request, RetryPolicy, Tries
+from handlers.completion import Completion, completion_of
 from handlers.journal import Journal
-from handlers.prices import PriceTable
-from handlers.provider import Provider, ProviderAnswer, ProviderFailureError
+from handlers.llm_stream import LlmStream
+from handlers.provider import EmbeddingProvider, ProviderAnswer, ProviderVectors
+from handlers.provider_errors import ProviderFailureError
+from handlers.vectors import unpack
 from schemas.bodies import LlmAttempted
-from schemas.content import canonical_json, content_hash
-from schemas.errors import ConfigurationError, InvalidInputError, ProviderError
-from schemas.money import CostStatus, TokenCounts, plain
+from schemas.errors import ConfigurationError, InvalidInputError, StructuredOutputError
+
+__all__ = ["Completion", "LlmClient", "LlmService", "LlmStream", "RetryPolicy", "Tier"]
 
 Tier = Literal["fast", "reasoning"]
+M = TypeVar("M", bound=BaseModel)
+Answer = TypeVar("Answer", ProviderAnswer, ProviderVectors)
 
-
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """How often and how long one model is tried before the tier's next one."""
-
-    attempts_per_model: int = 4
-    base_delay_ms: int = 500
-    max_delay_ms: int = 20_000
-    timeout_s: float = 60.0
-
-    def delay_s(self, failed: int, retry_after_s: float | None) -> float:
-        """Seconds to wait after `failed` failures: doubling, or what the provider asks for, up to the maximum."""
-        backoff: float = self.base_delay_ms * 2 ** (failed - 1) / 1000
-        return min(max(backoff, retry_after_s or 0.0), self.max_delay_ms / 1000)
-
-
-@dataclass(frozen=True, slots=True)
-class LlmService:
-    """What a worker needs to make LLM requests: the provider, the models of each tier in order, and prices."""
-
-    provider: Provider
-    tiers: Mapping[str, Sequence[str]]
-    prices: PriceTable
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """An answer. `cost_usd` is None when the model has no price (`cost_status` "unpriced")."""
-
-    text: str
-    model: str
-    tokens: TokenCounts
-    cost_usd: Decimal | None
-    cost_status: CostStatus
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    ordinal: int
-    tier: str
-    messages: list[dict[str, Any]]
-    params: dict[str, Any]
-
-    @property
-    def content(self) -> dict[str, Any]:
-        return {"messages": self.messages}
-
-    def hash(self) -> str:
-        return content_hash(canonical_json([self.tier, self.messages, self.params]))[:24]
+ROLES = frozenset({"user", "assistant", "tool", "function"})
+"""Roles of the messages that an agent may pass. A system message comes from `system=…` only."""
+RESERVED = frozenset(
+    {
+        *("model", "messages", "input", "stream", "stream_options", "timeout", "num_retries", "max_retries"),
+        *("extra_headers", "headers", "api_base", "base_url", "api_key", "api_version", "custom_llm_provider", "n"),
+        *("fallbacks", "mock_response", "input_cost_per_token", "output_cost_per_token"),
+    }
+)
+"""Parameters of LiteLLM that an agent may not pass: they belong to the service, or would get round its record."""
+EMBED_BATCH = 128
+"""Texts in one embeddings request: their vectors have to fit into one event's content."""
 
 
 class LlmClient:
-    """`context.llm`: the LLM service in the name of one call."""
+    """The LLM service in the name of one call."""
 
     def __init__(self, service: LlmService, journal: Journal) -> None:
         self._service = service
         self._journal = journal
+        self._attempts = Attempts(service, journal)
+
+    @overload
+    async def complete(
+        self,
+        prompt: str | Sequence[dict[str, Any]],
+        *,
+        system: str | None = None,
+        tier: Tier = "fast",
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        response_model: None = None,
+        **params: Any,
+    ) -> Completion: ...
+
+    @overload
+    async def complete(
+        self,
+        prompt: str | Sequence[dict[str, Any]],
+        *,
+        system: str | None = None,
+        tier: Tier = "fast",
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        response_model: type[M],
+        check: structured.Check[M] | None = None,
+        **params: Any,
+    ) -> Completion[M]: ...
 
     async def complete(
         self,
@@ -88,166 +86,178 @@ class LlmClient:
         tier: Tier = "fast",
         temperature: float | None = None,
         max_tokens: int | None = None,
+        response_model: type[Any] | None = None,
+        check: structured.Check[Any] | None = None,
         **params: Any,
-    ) -> Completion:
+    ) -> Completion[Any]:
         """Ask a model of `tier`. `prompt` is a user's text, or a list of messages in OpenAI's form.
 
         Rate limits, timeouts and server errors are retried with backoff, then the tier's next model is asked. After a
         crash, the recorded answer is returned and nothing is paid twice.
 
+        With `response_model`, the model is asked for JSON of that form, and `.parsed` has the instance. `check` may
+        say what else is wrong with it. An answer that cannot be used goes back to the model once, with what is wrong;
+        this second request is a logical request of its own, with an attempt and a cost of its own.
+
         Raises:
-            ProviderError: every model of the tier failed; the text has the last reason.
+            ProviderError: no model of the tier gave an answer; the text has each one's last reason.
+            StructuredOutputError: the answer had not the form that was asked for, and neither had its repair.
+            InvalidInputError: a message has the role "system", or a parameter is not for agents to set.
         """
-        if not isinstance(prompt, str) and any(message.get("role") == "system" for message in prompt):
-            raise InvalidInputError("pass the system prompt as system=…; messages may not have the role 'system'")
-        messages = [{"role": "system", "content": system}] if system else []
-        messages += [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         given = {"temperature": temperature, "max_tokens": max_tokens, **params}
-        request = _Request(
-            self._journal.next_ordinal(), tier, messages, {k: v for k, v in given.items() if v is not None}
-        )
-        done, earlier = self._replay(request)
-        if done is not None:
-            return await self._from_record(done)
-        return await self._run(request, earlier)
+        if response_model is None:
+            return await self._ask(self._messages(prompt, system), tier, given)
+        if "response_format" in params:
+            raise InvalidInputError("pass either response_model or response_format, not both")
+        system = "\n\n".join(filter(None, (system, structured.instructions(response_model))))
+        given["response_format"] = structured.response_format(response_model)
+        return await self._ask_for(response_model, check, self._messages(prompt, system), tier, given)
 
-    def _replay(self, request: _Request) -> tuple[LlmAttempted | None, list[LlmAttempted]]:
-        events = [e for e in self._journal.recorded(request.ordinal) if isinstance(e.body, LlmAttempted)]
-        earlier = [e.body for e in events if isinstance(e.body, LlmAttempted)]
-        for event, body in zip(events, earlier, strict=True):
-            if body.status == "ok" and body.request_hash == request.hash():
-                self._journal.reuse(event)
-                return body, earlier
-        return None, earlier
+    def stream(
+        self,
+        prompt: str | Sequence[dict[str, Any]],
+        *,
+        system: str | None = None,
+        tier: Tier = "fast",
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        **params: Any,
+    ) -> LlmStream:
+        """Ask like `complete`, and read the answer while it is made.
 
-    async def _from_record(self, body: LlmAttempted) -> Completion:
-        response = await self._journal.resolve(body.response)
-        assert body.tokens is not None, "an attempt recorded as ok has tokens"
-        cost = None if body.cost_usd is None else Decimal(body.cost_usd)
-        model = body.answered_model or body.requested_model
-        return Completion(response["text"], model, body.tokens, cost, body.cost_status)
+            async with context.llm.stream("Tell me about rivers.") as stream:
+                async for piece in stream:
+                    ...
+            stream.completion.cost_usd
 
-    async def _run(self, request: _Request, earlier: list[LlmAttempted]) -> Completion:
-        models = self._service.tiers.get(request.tier)
-        if not models:
-            raise ConfigurationError(
-                f"tier {request.tier!r} has no models: set HEADWATER_{request.tier.upper()}_MODELS"
-            )
-        attempt = max((body.attempt for body in earlier), default=0)
-        lost = self._journal.lost_delivery()
-        if lost is not None:
-            attempt += 1
-            await self._journal.record_attempt(self._unknown(request, models[0], attempt, lost))
-        failure: ProviderFailureError | None = None
-        for model in models:
-            for failed in range(1, self._service.retry.attempts_per_model + 1):
-                attempt += 1
-                completion, failure = await self._attempt(request, model, attempt, bool(earlier))
-                if completion is not None:
-                    return completion
-                assert failure is not None
-                if failure.action != "retry" or failed == self._service.retry.attempts_per_model:
-                    break
-                await asyncio.sleep(self._service.retry.delay_s(failed, failure.retry_after_s))
-            if failure is not None and failure.action == "give_up":
-                break
-        raise ProviderError(f"{', '.join(models)}: {failure} ({attempt} attempts)") from failure
+        A failure before the first piece is retried like any other; after it, it ends the stream. Leaving the block
+        early ends the request, and is recorded as an attempt with unknown cost. After a crash, the recorded text is
+        handed out and nothing is paid twice.
 
-    async def _attempt(
-        self, request: _Request, model: str, attempt: int, after_crash: bool
-    ) -> tuple[Completion | None, ProviderFailureError | None]:
-        journal = self._journal
-        started_at, clock = datetime.now(UTC), time.perf_counter_ns()
-        failure: ProviderFailureError | None = None
-        answer: ProviderAnswer | None = None
+        Raises (when it is entered or read):
+            ProviderError: no model of the tier gave an answer, or the answer broke off.
+        """
+        given = {"temperature": temperature, "max_tokens": max_tokens, **params}
+        return LlmStream(self._attempts, lambda: self._request(self._messages(prompt, system), tier, given))
+
+    async def embed(self, texts: Sequence[str], *, model: str | None = None) -> list[list[float]]:
+        """A vector for each text, by `model` or else by the model of the tier "embedding"; none may be empty.
+
+        There is no fallback to another model: vectors of different models cannot be compared. Recorded and priced like
+        every other request, so that an agent that is run again gets the same vectors and pays nothing twice.
+
+        Raises:
+            ProviderError: the model gave no answer.
+            ConfigurationError: there is no model for embeddings, or the provider makes none.
+            InvalidInputError: a text is empty.
+        """
+        if any(not text.strip() for text in texts):
+            raise InvalidInputError("an empty text has no embedding: leave it out")
+        models = [model or self._service.models(EMBEDDING)[0]]
+        found: list[list[float]] = []
+        for start in range(0, len(texts), EMBED_BATCH):
+            part = list(texts[start : start + EMBED_BATCH])
+            request = Request.of(self._journal.next_ordinal(), EMBEDDING, {"input": part}, {"model": models[0]})
+            done = self._attempts.finished(request)
+            if done is not None:
+                response = await self._journal.resolve(done.response)
+                found += [unpack(b64decode(vector)) for vector in response["vectors"]]
+            else:
+                _, answer = await self._send(request, models, self._embed)
+                found += [unpack(vector) for vector in answer.vectors]
+        return found
+
+    async def _ask_for(
+        self,
+        wanted: type[M],
+        check: structured.Check[M] | None,
+        messages: list[dict[str, Any]],
+        tier: Tier,
+        given: dict[str, Any],
+    ) -> Completion[M]:
+        answer = await self._ask(messages, tier, given)
         try:
-            answer = await self._service.provider.complete(
-                model,
-                request.messages,
-                request.params,
-                attempt_id=journal.attempt_id(request.ordinal, attempt),
-                agent_id=journal.call.agent_id,
-                timeout_s=self._service.retry.timeout_s,
-            )
-        except ProviderFailureError as error:
-            failure = error
-        finally:
-            duration_us = (time.perf_counter_ns() - clock) // 1000
-        diverged = after_crash and any(
-            e.body.request_hash != request.hash()
-            for e in journal.recorded(request.ordinal)
-            if isinstance(e.body, LlmAttempted)
+            return _parsed(answer, structured.read(answer.text, wanted, check, finish_reason=answer.finish_reason))
+        except structured.BadAnswerError as error:
+            problem = str(error)
+        answer = await self._ask([*messages, *structured.repair(answer.text, problem)], tier, given)
+        try:
+            return _parsed(answer, structured.read(answer.text, wanted, check, finish_reason=answer.finish_reason))
+        except structured.BadAnswerError as error:
+            raise StructuredOutputError(
+                f"{answer.model} gave no usable {wanted.__name__}, also when asked to repair it: {error} "
+                f"(at first: {problem}). Its last answer begins: {answer.text[:200]!r}"
+            ) from error
+
+    async def _ask(self, messages: list[dict[str, Any]], tier: Tier, given: dict[str, Any]) -> Completion:
+        request = self._request(messages, tier, given)
+        done = self._attempts.finished(request)
+        if done is not None:
+            return completion_of(done, await self._journal.resolve(done.response))
+        body, answer = await self._send(request, self._service.models(tier), self._complete)
+        return completion_of(body, answer.response)
+
+    async def _send(
+        self,
+        request: Request,
+        models: Sequence[str],
+        send: Callable[[Request, Attempt], Awaitable[Answer]],
+    ) -> tuple[LlmAttempted, Answer]:
+        """Attempts, until one is answered."""
+        tries: Tries = await self._attempts.begin(request, models)
+        while True:
+            attempt = self._attempts.open(request, tries)
+            try:
+                answer = await send(request, attempt)
+            except ProviderFailureError as failure:
+                await attempt.failed(failure)
+                await tries.after(failure)
+            except asyncio.CancelledError:
+                await attempt.cancelled()
+                raise
+            else:
+                return await attempt.answered(answer), answer
+
+    async def _complete(self, request: Request, attempt: Attempt) -> ProviderAnswer:
+        return await self._service.provider.complete(
+            attempt.model,
+            request.content["messages"],
+            attempt.params,
+            attempt_id=attempt.id,
+            agent_id=self._journal.call.agent_id,
+            timeout_s=self._service.retry.timeout_s,
         )
-        base = self._base(request, model, attempt) | {
-            "started_at": started_at,
-            "ended_at": datetime.now(UTC),
-            "duration_us": duration_us,
-            "diverged": diverged,
-        }
-        if answer is None:
-            assert failure is not None
-            await journal.record_attempt(LlmAttempted(**base, **_failed(failure)))
-            return None, failure
-        body = LlmAttempted(**base, **self._answered(model, answer))
-        await journal.record_attempt(body)
-        journal.answered_live = True
-        cost = None if body.cost_usd is None else Decimal(body.cost_usd)
-        return Completion(answer.text, answer.model or model, answer.tokens, cost, body.cost_status), None
 
-    def _base(self, request: _Request, model: str, attempt: int) -> dict[str, Any]:
-        return {
-            "call_id": self._journal.call.call_id,
-            "ordinal": request.ordinal,
-            "attempt": attempt,
-            "delivery": self._journal.delivery.delivery,
-            "agent_id": self._journal.call.agent_id,
-            "tier": request.tier,
-            "requested_model": model,
-            "params": request.params,
-            "request_hash": request.hash(),
-            "request": request.content,
-        }
+    async def _embed(self, request: Request, attempt: Attempt) -> ProviderVectors:
+        provider = self._service.provider
+        if not isinstance(provider, EmbeddingProvider):
+            raise ConfigurationError(f"the provider {type(provider).__name__} makes no embeddings")
+        return await provider.embed(
+            attempt.model,
+            request.content["input"],
+            attempt_id=attempt.id,
+            agent_id=self._journal.call.agent_id,
+            timeout_s=self._service.retry.timeout_s,
+        )
 
-    def _answered(self, model: str, answer: ProviderAnswer) -> dict[str, Any]:
-        rates = self._service.prices.rates(model)
-        return {
-            "status": "ok",
-            "answered_model": answer.model,
-            "provider_response_id": answer.response_id,
-            "http_status": 200,
-            "response": {"text": answer.text, "finish_reason": answer.finish_reason},
-            "tokens": answer.tokens,
-            "tokens_source": "provider",
-            "rates": self._service.prices.rate_texts(model),
-            "price_table": None if rates is None else self._service.prices.sha256,
-            "cost_usd": None if rates is None else plain(rates.cost_usd(answer.tokens)),
-            "cost_status": "unpriced" if rates is None else "priced",
-            "reported_cost_usd": answer.reported_cost_usd,
-        }
+    def _request(self, messages: list[dict[str, Any]], tier: Tier, given: dict[str, Any]) -> Request:
+        reserved = sorted(RESERVED & given.keys())
+        if reserved:
+            raise InvalidInputError(f"{', '.join(reserved)}: not for an agent to set; the settings and the tier say it")
+        params = {name: value for name, value in given.items() if value is not None}
+        return Request.of(self._journal.next_ordinal(), tier, {"messages": messages}, params)
 
-    def _unknown(self, request: _Request, model: str, attempt: int, delivery: int) -> LlmAttempted:
-        """The attempt that an earlier delivery may have sent before its worker died."""
-        now = datetime.now(UTC)
-        lost = {
-            "delivery": delivery,
-            "status": "unknown",
-            "error_class": "WorkerLost",
-            "error": f"the worker of delivery {delivery} died; whether it sent this request is not known",
-            "started_at": now,
-            "ended_at": now,
-            "duration_us": 0,
-            "cost_status": "unknown",
-        }
-        return LlmAttempted(**(self._base(request, model, attempt) | lost))
+    @staticmethod
+    def _messages(prompt: str | Sequence[dict[str, Any]], system: str | None) -> list[dict[str, Any]]:
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        for message in messages:
+            role = message.get("role")
+            if role in ("system", "developer"):
+                raise InvalidInputError(f"pass the system prompt as system=…; messages may not have the role {role!r}")
+            if role not in ROLES:
+                raise InvalidInputError(f"a message has the role {role!r}: use one of {sorted(ROLES)}")
+        return [{"role": "system", "content": system}, *messages] if system else messages
 
 
-def _failed(failure: ProviderFailureError) -> dict[str, Any]:
-    refused = failure.outcome == "error"
-    return {
-        "status": failure.outcome,
-        "http_status": failure.http_status,
-        "error_class": failure.error_class,
-        "error": str(failure)[:500],
-        "cost_status": "not_billed" if refused else "unknown",
-        "cost_usd": "0" if refused else None,
-    }
+def _parsed(answer: Completion, value: M) -> Completion[M]:
+    return replace(answer, parsed=value)  # type: ignore[arg-type, return-value]  # it changes the type parameter

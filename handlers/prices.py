@@ -16,12 +16,12 @@ _BUNDLED = "model_prices_and_context_window_backup.json"
 
 
 class PriceTable:
-    """Model name → rates, with a hash that says exactly which table priced an event."""
+    """Model name → rates and abilities, with a hash that says exactly which table priced an event."""
 
     def __init__(self, entries: Mapping[str, dict[str, Any]]) -> None:
         self._entries = entries
-        self._rates: dict[str, Rates | None] = {}
-        self._texts: dict[str, dict[str, str] | None] = {}
+        self._rates: dict[tuple[str, bool], Rates | None] = {}
+        self._texts: dict[tuple[str, bool], dict[str, str] | None] = {}
 
     @classmethod
     def load(cls, own: Path | None = None) -> "PriceTable":
@@ -41,19 +41,32 @@ class PriceTable:
         """Hash of the whole table."""
         return content_hash(canonical_json(self._entries))
 
-    def rates(self, model: str) -> Rates | None:
-        """Rates of a model, by its full name and then without its provider prefix; None if the table has none."""
-        if model not in self._rates:
-            entry = self._entries.get(model) or self._entries.get(model.partition("/")[2]) or {}
-            self._rates[model] = Rates.from_litellm(entry)
-        return self._rates[model]
+    def rates(self, model: str, *, output: bool = True) -> Rates | None:
+        """Rates of a model, None if the table has none. A request without `output` needs an input rate only."""
+        key = (model, output)
+        if key not in self._rates:
+            self._rates[key] = Rates.from_litellm(self._entry(model), output=output)
+        return self._rates[key]
 
-    def rate_texts(self, model: str) -> dict[str, str] | None:
+    def rate_texts(self, model: str, *, output: bool = True) -> dict[str, str] | None:
         """The model's rates as plain decimals, the way an event records them."""
-        if model not in self._texts:
-            rates = self.rates(model)
-            self._texts[model] = None if rates is None else {name: plain(rate) for name, rate in rates}
-        return self._texts[model]
+        key = (model, output)
+        if key not in self._texts:
+            rates = self.rates(model, output=output)
+            self._texts[key] = None if rates is None else {name: plain(rate) for name, rate in rates}
+        return self._texts[key]
+
+    def supported(self, model: str, params: dict[str, Any]) -> dict[str, Any]:
+        """The parameters without a JSON Schema for the answer, if the table does not say that the model takes one."""
+        if "response_format" in params and not self._entry(model).get("supports_response_schema"):
+            wanted = params["response_format"]
+            if isinstance(wanted, dict) and wanted.get("type") == "json_schema":
+                return {name: value for name, value in params.items() if name != "response_format"}
+        return params
+
+    def _entry(self, model: str) -> dict[str, Any]:
+        """What the table has under the model's full name, else without its provider prefix."""
+        return self._entries.get(model) or self._entries.get(model.partition("/")[2]) or {}
 
 
 def _own(path: Path) -> dict[str, dict[str, Any]]:

@@ -1,57 +1,75 @@
-"""The LLM provider behind LiteLLM. The only module that imports litellm, and it does so late: it takes two seconds.
+"""What the LLM service asks of a provider: one request, one answer, or a failure that says what to try next.
+
+`Provider` is all that a provider has to be. One that can stream or embed is a `StreamingProvider` or an
+`EmbeddingProvider` too. `LitellmProvider` is all three, over every provider that LiteLLM speaks to; it is the only code
+that imports litellm, and it does so late: that takes two seconds.
 
 LiteLLM's own retries, callbacks and price look-ups are off: every attempt has to be seen, and costs are computed from
-disjoint token counts (`schemas/money.py`). Errors are judged by HTTP status, because its error classes are not reliable
-(a 401 arrives as BadRequestError, a refused connection as a 500).
+disjoint token counts (`schemas/money.py`).
 """
 
 import asyncio
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from base64 import b64encode
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+from pydantic import ValidationError
+
+from handlers.provider_errors import ProviderFailureError, failure_of
+from handlers.vectors import pack
+from schemas.content import Json
 from schemas.money import TokenCounts, plain
+
+__all__ = [
+    "EmbeddingProvider",
+    "LitellmProvider",
+    "Messages",
+    "Provider",
+    "ProviderAnswer",
+    "ProviderFailureError",
+    "ProviderVectors",
+    "StreamingProvider",
+]
 
 Messages = Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderAnswer:
-    """A complete answer with its usage."""
+    """A complete answer. `tokens` is None when the provider did not say what it used."""
 
     text: str
     model: str | None
     response_id: str | None
     finish_reason: str | None
-    tokens: TokenCounts
+    tokens: TokenCounts | None
     reported_cost_usd: str | None
+    tool_calls: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def response(self) -> Json:
+        """The answer as an event records it."""
+        said = {"text": self.text, "finish_reason": self.finish_reason}
+        return said | {"tool_calls": list(self.tool_calls)} if self.tool_calls else said
 
 
-class ProviderFailureError(Exception):
-    """A request without a usable answer.
+@dataclass(frozen=True, slots=True)
+class ProviderVectors:
+    """The embeddings of some texts, in their order: per vector its little-endian 32-bit floats."""
 
-    `outcome` is "error" when the provider refused with an HTTP status (nothing was billed), "unknown" when no full
-    answer was read. `action` says what to try next: the same model again, the next model, or nothing.
-    """
+    vectors: list[bytes] = field(repr=False)
+    model: str | None
+    tokens: TokenCounts | None
+    reported_cost_usd: str | None
+    response_id: str | None = None
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        outcome: Literal["error", "unknown"],
-        action: Literal["retry", "next_model", "give_up"],
-        error_class: str,
-        http_status: int | None = None,
-        retry_after_s: float | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.outcome = outcome
-        self.action = action
-        self.error_class = error_class
-        self.http_status = http_status
-        self.retry_after_s = retry_after_s
+    @property
+    def response(self) -> Json:
+        """The vectors as an event records them, in Base64."""
+        return {"vectors": [b64encode(vector).decode() for vector in self.vectors]}
 
 
 class Provider(Protocol):
@@ -68,6 +86,38 @@ class Provider(Protocol):
         timeout_s: float,
     ) -> ProviderAnswer:
         """The answer. Raises `ProviderFailureError`."""
+        ...
+
+
+@runtime_checkable
+class StreamingProvider(Protocol):
+    """A provider that can hand an answer out while it is made."""
+
+    def stream(
+        self,
+        model: str,
+        messages: Messages,
+        params: dict[str, Any],
+        *,
+        attempt_id: str,
+        agent_id: str,
+        timeout_s: float,
+    ) -> AsyncGenerator[str | ProviderAnswer, None]:
+        """Pieces of text, none of them empty, and at the end the whole answer. `timeout_s` bounds each wait.
+
+        Raises `ProviderFailureError`, also in the middle. Closing the generator closes the connection.
+        """
+        ...
+
+
+@runtime_checkable
+class EmbeddingProvider(Protocol):
+    """A provider that can turn texts into vectors."""
+
+    async def embed(
+        self, model: str, texts: Sequence[str], *, attempt_id: str, agent_id: str, timeout_s: float
+    ) -> ProviderVectors:
+        """A vector for each text. Raises `ProviderFailureError`."""
         ...
 
 
@@ -91,7 +141,20 @@ class LitellmProvider:
 
             litellm.suppress_debug_info = True
             self._litellm = litellm
+            # Its embeddings take max_retries=0 for "not given", and use this instead.
+            self._litellm.DEFAULT_MAX_RETRIES = 0
         return self._litellm
+
+    async def aclose(self) -> None:
+        """Close the HTTP connections of this event loop. Call it before the loop ends."""
+        if self._litellm is not None:
+            await self._litellm.close_litellm_async_clients()
+            self._litellm.in_memory_llm_clients_cache.flush_cache()
+
+    def _options(self, attempt_id: str, agent_id: str, timeout_s: float) -> dict[str, Any]:
+        """No hidden retries. The attempt's id travels in a header, so that bills can be matched."""
+        headers = {"x-headwater-attempt": attempt_id, "x-headwater-agent": agent_id}
+        return {"timeout": timeout_s, "num_retries": 0, "max_retries": 0, "extra_headers": headers, **self._target}
 
     async def complete(
         self,
@@ -103,93 +166,170 @@ class LitellmProvider:
         agent_id: str,
         timeout_s: float,
     ) -> ProviderAnswer:
-        """One request, no hidden retries. The attempt's id travels in a header, so that bills can be matched."""
-        litellm = self._import()
+        """One request. `timeout_s` bounds the whole of it."""
+        options = self._options(attempt_id, agent_id, timeout_s) | params
         try:
+            # LiteLLM's timeout bounds each read only.
             async with asyncio.timeout(timeout_s + 1):
-                response = await litellm.acompletion(
-                    model=model,
-                    messages=list(messages),
-                    timeout=timeout_s,
-                    num_retries=0,
-                    max_retries=0,
-                    extra_headers={"x-headwater-attempt": attempt_id, "x-headwater-agent": agent_id},
-                    **self._target,
-                    **params,
-                )
+                response = await self._import().acompletion(model=model, messages=list(messages), **options)
         except Exception as error:
-            raise _failure(error) from error
+            raise failure_of(error) from error
         try:
             return _answer(response)
         except (AttributeError, IndexError, TypeError, ValueError) as error:
-            raise ProviderFailureError(
-                f"the answer makes no sense: {error}", outcome="unknown", action="retry", error_class="MalformedAnswer"
-            ) from error
+            raise _malformed(error) from error
+
+    async def stream(
+        self,
+        model: str,
+        messages: Messages,
+        params: dict[str, Any],
+        *,
+        attempt_id: str,
+        agent_id: str,
+        timeout_s: float,
+    ) -> AsyncGenerator[str | ProviderAnswer, None]:
+        """One request, answered piece by piece. Without `include_usage` the provider would not say what it used."""
+        options = self._options(attempt_id, agent_id, timeout_s) | params
+        options |= {"stream": True, "stream_options": {"include_usage": True}}
+        gathered = _Gathered()
+        response: Any = None
+        try:
+            try:
+                async with asyncio.timeout(timeout_s + 1):
+                    response = await self._import().acompletion(model=model, messages=list(messages), **options)
+            except Exception as error:
+                raise failure_of(error) from error
+            while True:
+                try:
+                    async with asyncio.timeout(timeout_s + 1):
+                        chunk = await anext(response)
+                    piece = gathered.add(chunk)
+                except StopAsyncIteration:
+                    break
+                except Exception as error:
+                    raise failure_of(error) from error
+                if piece:
+                    yield piece
+            yield gathered.answer(self._reported(model, gathered))
+        finally:
+            if response is not None:
+                await response.aclose()
+
+    def _reported(self, model: str, gathered: "_Gathered") -> str | None:
+        """What LiteLLM says a streamed answer cost; it says so itself for the others only."""
+        if gathered.usage is None:
+            return None
+        try:
+            whole = self._import().ModelResponse(model=gathered.model, usage=gathered.usage)
+            return _usd(self._import().completion_cost(completion_response=whole, model=model))
+        except Exception:
+            # A model without a price raises. It is for audit only, so it may be missing.
+            return None
+
+    async def embed(
+        self, model: str, texts: Sequence[str], *, attempt_id: str, agent_id: str, timeout_s: float
+    ) -> ProviderVectors:
+        """One request for the vectors of all texts."""
+        options = self._options(attempt_id, agent_id, timeout_s)
+        try:
+            async with asyncio.timeout(timeout_s + 1):
+                response = await self._import().aembedding(model=model, input=list(texts), **options)
+        except Exception as error:
+            raise failure_of(error) from error
+        try:
+            return _vectors(response, len(texts))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise _malformed(error) from error
+
+
+class _Gathered:
+    """What a stream brought so far."""
+
+    def __init__(self) -> None:
+        self.pieces: list[str] = []
+        self.model: str | None = None
+        self.response_id: str | None = None
+        self.finish_reason: str | None = None
+        self.usage: Any = None
+
+    def add(self, chunk: Any) -> str:
+        """The chunk's text, which may be empty."""
+        self.model = chunk.model or self.model
+        self.response_id = chunk.id or self.response_id
+        self.usage = getattr(chunk, "usage", None) or self.usage
+        if not chunk.choices:
+            return ""
+        choice = chunk.choices[0]
+        self.finish_reason = choice.finish_reason or self.finish_reason
+        piece: str = choice.delta.content or ""
+        if piece:
+            self.pieces.append(piece)
+        return piece
+
+    def answer(self, reported_cost_usd: str | None) -> ProviderAnswer:
+        """The whole answer."""
+        text = "".join(self.pieces)
+        return ProviderAnswer(
+            text, self.model, self.response_id, self.finish_reason, _tokens(self.usage), reported_cost_usd
+        )
 
 
 def _answer(response: Any) -> ProviderAnswer:
-    usage, choice = response.usage, response.choices[0]
-    details = usage.prompt_tokens_details
-    cached = getattr(details, "cached_tokens", None) or 0
-    written = getattr(details, "cache_creation_tokens", None) or 0
-    reasoning = getattr(usage.completion_tokens_details, "reasoning_tokens", None) or 0
-    if choice.message.content is None or not usage.total_tokens:
-        raise ValueError("it has no content or no usage")
-    reported = getattr(response, "_hidden_params", {}).get("response_cost")
+    choice = response.choices[0]
+    tool_calls = tuple(call.model_dump(mode="json") for call in choice.message.tool_calls or ())
+    if choice.message.content is None and not tool_calls:
+        raise ValueError("it has no content")
     return ProviderAnswer(
-        text=choice.message.content,
+        text=choice.message.content or "",
         model=response.model,
         response_id=response.id,
         finish_reason=choice.finish_reason,
-        tokens=TokenCounts(
+        tokens=_tokens(getattr(response, "usage", None)),
+        reported_cost_usd=_usd(getattr(response, "_hidden_params", {}).get("response_cost")),
+        tool_calls=tool_calls,
+    )
+
+
+def _tokens(usage: Any) -> TokenCounts | None:
+    if not getattr(usage, "total_tokens", None):
+        return None
+    details = getattr(usage, "prompt_tokens_details", None)
+    cached = getattr(details, "cached_tokens", None) or 0
+    written = getattr(details, "cache_creation_tokens", None) or 0
+    reasoning = getattr(getattr(usage, "completion_tokens_details", None), "reasoning_tokens", None) or 0
+    try:
+        return TokenCounts(
             input_uncached=usage.prompt_tokens - cached - written,
             cache_read=cached,
             cache_write=written,
             output_text=usage.completion_tokens - reasoning,
             output_reasoning=reasoning,
-        ),
-        reported_cost_usd=None if reported is None else plain(Decimal(str(reported))),
-    )
-
-
-_SAME_MODEL = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-_OTHER_MODEL = frozenset({401, 402, 403, 404})
-
-
-def _failure(error: Exception) -> ProviderFailureError:
-    name, text = type(error).__name__, str(error)
-    chain = list(_chain(error))
-    causes = {type(cause).__name__ for cause in chain}
-    headers = getattr(error, "litellm_response_headers", None)
-    if "ConnectError" in causes:
-        # The request never left.
-        return ProviderFailureError(text, outcome="error", action="retry", error_class="ConnectError")
-    if not headers and "HTTPStatusError" not in causes:
-        # Timeouts, dropped connections and unreadable answers: LiteLLM calls most of them a 500, but no status came.
-        timed_out = isinstance(error, TimeoutError) or "Timeout" in name
-        error_class = "Timeout" if timed_out else "JSONDecodeError" if "JSONDecodeError" in causes else "ConnectionLost"
-        return ProviderFailureError(text, outcome="unknown", action="retry", error_class=error_class)
-    status = getattr(error, "status_code", None)
-    action: Literal["retry", "next_model", "give_up"] = "give_up"
-    if status in _OTHER_MODEL or any(getattr(cause, "code", None) == "insufficient_quota" for cause in chain):
-        # An empty account arrives as a 429, which would be retried for nothing.
-        action = "next_model"
-    elif status in _SAME_MODEL:
-        action = "retry"
-    return ProviderFailureError(
-        text, outcome="error", action=action, error_class=name, http_status=status, retry_after_s=_retry_after(headers)
-    )
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
-
-
-def _retry_after(headers: Any) -> float | None:
-    try:
-        return max(0.0, float(headers.get("retry-after")))
-    except (TypeError, ValueError, AttributeError):
+        )
+    except ValidationError:
+        # More cached tokens than tokens: a paid answer is not thrown away for that, but nobody knows what it cost.
         return None
+
+
+def _vectors(response: Any, count: int) -> ProviderVectors:
+    found = sorted(response.data, key=lambda item: item["index"])
+    vectors = [pack(item["embedding"]) for item in found]
+    if len(vectors) != count or len({len(vector) for vector in vectors}) != 1:
+        raise ValueError(f"it has {len(vectors)} vectors for {count} texts, or of different lengths")
+    usage = getattr(response, "usage", None)
+    return ProviderVectors(
+        vectors=vectors,
+        model=response.model,
+        tokens=TokenCounts(input_uncached=usage.prompt_tokens) if usage is not None and usage.prompt_tokens else None,
+        reported_cost_usd=_usd(getattr(response, "_hidden_params", {}).get("response_cost")),
+    )
+
+
+def _usd(amount: float | None) -> str | None:
+    return None if amount is None else plain(Decimal(str(amount)))
+
+
+def _malformed(error: Exception) -> ProviderFailureError:
+    return ProviderFailureError(
+        f"the answer makes no sense: {error}", outcome="unknown", action="retry", error_class="MalformedAnswer"
+    )

@@ -61,5 +61,9 @@ class ProviderError(HeadwaterError):
     """An LLM request failed for good after every retry and fallback. The agent's run fails."""
 
 
+class StructuredOutputError(ProviderError):
+    """A model's answer did not have the form that was asked for, and its repair did not either."""
+
+
 class UnavailableError(HeadwaterError):
     """Redis or PostgreSQL cannot be reached. Try again later; nothing accepted is lost."""

@@ -49,12 +49,16 @@ class Rates(BaseModel):
     output_reasoning: Decimal
 
     @classmethod
-    def from_litellm(cls, entry: dict[str, Any]) -> "Rates | None":
+    def from_litellm(cls, entry: dict[str, Any], *, output: bool = True) -> "Rates | None":
         """Rates from one entry of a LiteLLM price map, or None if it prices no tokens.
+
+        Without `output`, as for embeddings, a missing output rate does not matter and is taken as 0.
 
         A missing cache rate falls back to the input rate and a missing reasoning rate to the output rate, as
         providers bill them when they publish no separate price.
         """
+        if not output:
+            entry = {"output_cost_per_token": 0} | {k: v for k, v in entry.items() if v is not None}
         if entry.get("input_cost_per_token") is None or entry.get("output_cost_per_token") is None:
             return None
 

@@ -7,6 +7,8 @@ pipeline, one FCALL per function and shard. Under load this is what makes a hop 
 import asyncio
 import contextlib
 import hashlib
+import math
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -101,6 +103,12 @@ class Delivery:
     """Step key → position in the log of what an earlier delivery recorded."""
     cancelled: bool = False
     """Its task has ended: what runs is to stop, and to settle what it knows."""
+    lease_ends_at: float = math.inf
+    """Monotonic seconds until which the lease is held for certain, reckoned from when it was asked for."""
+
+    def lease_over(self) -> bool:
+        """Is it unsure whether the lease is still held? Then nothing new may be begun."""
+        return time.monotonic() >= self.lease_ends_at
 
 
 def library_source() -> str:
@@ -202,6 +210,7 @@ class Functions:
         self, wants: Sequence[tuple[int, Sequence[tuple[str, int]]]], worker: str, *, lease_ms: int
     ) -> list[list[Delivery]]:
         """For each (shard, [(agent, count), …]), up to `count` calls for each agent, in fair order over tenants."""
+        lease_ends_at = _from_now(lease_ms)
         futures = [
             self._submit("take", shard, {"worker": worker, "lease_ms": lease_ms, "wants": agents})
             for shard, agents in wants
@@ -221,6 +230,7 @@ class Functions:
                     body,
                     dict(zip(steps[::2], steps[1::2], strict=True)),
                     cancelled == 1,
+                    lease_ends_at,
                 )
                 for tenant, agent, call, number, body, steps, cancelled in taken
             ]
@@ -238,7 +248,9 @@ class Functions:
             StaleLeaseError: the call was given to another worker, or the lease ended. Nothing was written.
         """
         item = self._token(delivery) | {"lease_ms": lease_ms, "key": key, "facts": facts, "blobs": list(blobs.items())}
+        lease_ends_at = _from_now(lease_ms)
         _, position = await self._fenced("record", delivery.shard, item)
+        delivery.lease_ends_at = max(delivery.lease_ends_at, lease_ends_at)
         return str(position)
 
     async def settle(self, delivery: Delivery, *, facts: list[Fields], blobs: dict[str, bytes]) -> None:
@@ -248,10 +260,12 @@ class Functions:
 
     async def renew(self, deliveries: Sequence[Delivery], *, lease_ms: int) -> list[bool]:
         """Keep calls for another `lease_ms`. False: that lease was lost. Marks those that were cancelled."""
+        lease_ends_at = _from_now(lease_ms)
         futures = [self._submit("renew", d.shard, self._token(d) | {"lease_ms": lease_ms}) for d in deliveries]
         replies = await _all(futures)
         for delivery, reply in zip(deliveries, replies, strict=True):
             delivery.cancelled = delivery.cancelled or reply == ["cancelled"]
+            delivery.lease_ends_at = -math.inf if reply == ["stale"] else max(delivery.lease_ends_at, lease_ends_at)
         return [reply != ["stale"] for reply in replies]
 
     async def reclaim(self, shards: Sequence[int], *, max_calls: int = 100) -> int:
@@ -347,6 +361,10 @@ def redis_errors() -> Iterator[None]:
         yield
     except (RedisConnectionError, TimeoutError, OSError) as error:
         raise UnavailableError(f"Redis cannot be reached: {error}") from error
+
+
+def _from_now(lease_ms: int) -> float:
+    return time.monotonic() + lease_ms / 1000
 
 
 async def _all(futures: Sequence[asyncio.Future[Any]]) -> list[Any]:

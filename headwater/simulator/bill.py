@@ -11,8 +11,11 @@ from schemas.errors import ConfigurationError
 
 
 def price(prices: Prices, model: str, usage: dict[str, Any]) -> Decimal | None:
-    """What `usage` costs in US dollars, None for a model without a price for both its input and its output."""
+    """What `usage` costs in US dollars, None for a model without a price for its input, or for output that it made."""
     entry = prices.get(model, {})
+    if not usage["completion_tokens"]:
+        # Embeddings have no output, and some tables no rate for it.
+        entry = {"output_cost_per_token": 0} | entry
     if "input_cost_per_token" not in entry or "output_cost_per_token" not in entry:
         return None
     cached = usage["prompt_tokens_details"]["cached_tokens"]
