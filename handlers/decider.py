@@ -129,7 +129,8 @@ class Divergence:
 def redecide(events: Iterable[AgentEvent], rules: Rules, blobs: Mapping[str, bytes]) -> Iterator[Divergence]:
     """Decide a recorded log again, and yield every difference (I5). `events` in log order, of any number of tasks.
 
-    States are folded from the *recorded* decisions, so one difference does not make all that follows differ.
+    States are folded from the *recorded* decisions, so one difference does not make all that follows differ. A task
+    whose recorded decisions do not follow from each other is reported once, at the first that does not.
     """
     recorded: dict[str, list[AgentEvent]] = {}
     wanted: list[AgentEvent] = []
@@ -139,8 +140,11 @@ def redecide(events: Iterable[AgentEvent], rules: Rules, blobs: Mapping[str, byt
         elif event.type in WANTED:
             wanted.append(event)
     states: dict[tuple[str, str], TaskState | None] = {}
+    broken: set[tuple[str, str]] = set()
     for cause in wanted:
         key = (cause.tenant_id, cause.task_id)
+        if key in broken:
+            continue
         was = recorded.get(cause.id, [])
         decisions = decide(states.get(key), cause, rules, blobs)
         now = [decided_event(cause, n, d, was[n].at if n < len(was) else cause.at) for n, d in enumerate(decisions)]
@@ -150,8 +154,14 @@ def redecide(events: Iterable[AgentEvent], rules: Rules, blobs: Mapping[str, byt
             if old is None or new is None or not _same(old, new):
                 yield Divergence(cause, ordinal, old, new)
         state = evolve(states.get(key), cause)
-        for event in was:
-            state = evolve(state, event)
+        for ordinal, event in enumerate(was):
+            try:
+                state = evolve(state, event)
+            except KeyError:
+                # It stands on a decision that the log does not have.
+                broken.add(key)
+                yield Divergence(cause, ordinal, event, None)
+                break
         states[key] = state
 
 

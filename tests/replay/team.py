@@ -7,7 +7,7 @@ A task says in its `data` what is to go wrong: {"triage": "fails"}, {"researcher
 import asyncio
 from typing import Any
 
-from headwater import AgentRegistration, BaseAgent, HandOver, HybridRouter, Task, TaskContext, Team
+from headwater import AgentRegistration, BaseAgent, HandOver, HybridRouter, StrictnessConfig, Task, TaskContext, Team
 
 LONG = "a long reply. " * 400
 GO_ON = asyncio.Event()
@@ -109,4 +109,6 @@ team = Team(
     router=HybridRouter(
         rules=[odd_ones, straight_to_the_writer, to_somebody_who_left, refunds_by_amount, everything_else]
     ),
+    strictness=StrictnessConfig(semantic=False),
 )
+"""Nothing here asks a model what to do."""
