@@ -6,7 +6,9 @@ from typing import Any
 from headwater.embedded import Endpoints
 from headwater.settings import Settings
 from projections import queries, reading
+from projections.cost_tracker import CostTracker
 from projections.db import Pool, connect
+from projections.langfuse_costs import LangfuseCosts
 from projections.session_store import SessionStore
 from schemas.task import Accepted, NewTask, TaskOutcome
 from streams.bus import TenantEventBus
@@ -61,6 +63,11 @@ class Headwater:
         return await reading.caught_up(self.pool, self.streams.log, tenant_id, timeout_s=timeout_s)
 
     @property
+    def costs(self) -> CostTracker:
+        """What tenants and agents cost, from the ledger; with Langfuse as a second opinion where it is set up."""
+        return CostTracker(self.pool, langfuse_costs(self._settings))
+
+    @property
     def sessions(self) -> SessionStore:
         """The sessions of all tenants; every question names its tenant."""
         return SessionStore(self.pool, self.streams)
@@ -73,3 +80,9 @@ class Headwater:
         """A task as the projections know it, or None."""
         await self.caught_up(tenant_id)
         return await queries.task(self.pool, tenant_id, task_id)
+
+
+def langfuse_costs(settings: Settings) -> LangfuseCosts | None:
+    """Langfuse's metrics, if the settings name a server and both keys."""
+    host, public_key, secret_key = settings.langfuse_host, settings.langfuse_public_key, settings.langfuse_secret_key
+    return LangfuseCosts(host, public_key, secret_key) if host and public_key and secret_key else None
