@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from headwater.cli import admin, costs, reading, running, submitting
+from headwater.cli import admin, costs, keys, reading, running, submitting
 from headwater.cli.common import err
 from schemas.errors import HeadwaterError, InvalidInputError
 
@@ -21,6 +21,7 @@ submitting.register(app)
 reading.register(app)
 costs.register(app)
 admin.register(app)
+keys.register(app)
 
 
 def main() -> None:
