@@ -1,47 +1,62 @@
 """A connection to a running Headwater, for producers and for the command line."""
 
+from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any
 
 from headwater.embedded import Endpoints
+from headwater.history import History
 from headwater.settings import Settings
+from headwater.tracking import TaskTracker
 from projections import queries, reading
-from projections.cost_tracker import CostTracker
+from projections.costs import CostKey, CostRow
+from projections.costs import costs as ledger_costs
 from projections.db import Pool, connect
-from projections.langfuse_costs import LangfuseCosts
+from projections.history import SeenEntry
+from projections.projection import START, Position
 from projections.session_store import SessionStore
+from schemas.errors import NotFoundError, UnavailableError
 from schemas.task import Accepted, NewTask, TaskOutcome
 from streams.bus import TenantEventBus
 from streams.connection import Streams, open_streams
 from streams.outcomes import Outcomes
+from streams.tail import Tail
 
 HOUR_MS = 60 * 60 * 1000
 CATCH_UP_S = 5.0
+PAGE = 1000
 
 
 class Headwater:
     """`async with Headwater(settings, endpoints) as hw: outcome = await hw.run(NewTask(…))`."""
 
-    def __init__(self, settings: Settings, endpoints: Endpoints) -> None:
+    def __init__(self, settings: Settings, endpoints: Endpoints, *, pool_size: int = 4) -> None:
         self._settings = settings
         self._endpoints = endpoints
+        self._pool_size = pool_size
         self.streams: Streams
         self.pool: Pool
         self.outcomes: Outcomes
+        self.history: History
+        self.tail: Tail
 
     async def __aenter__(self) -> "Headwater":
         self.streams = await open_streams(self._endpoints.redis_url, shards=self._settings.shards)
         try:
-            self.pool = await connect(self._endpoints.database_url, max_size=4)
+            self.pool = await connect(self._endpoints.database_url, max_size=self._pool_size)
         except BaseException:
             await self.streams.close()
             raise
         self.outcomes = Outcomes(self.streams)
+        self.history = History(self.streams.log, self.pool)
+        self.tail = Tail(self.streams)
+        self._tracker = TaskTracker(self.streams, self.pool, self.outcomes, self.history)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.tail.close()
         await self.outcomes.close()
         await self.pool.close()
         await self.streams.close()
@@ -63,11 +78,6 @@ class Headwater:
         return await reading.caught_up(self.pool, self.streams.log, tenant_id, timeout_s=timeout_s)
 
     @property
-    def costs(self) -> CostTracker:
-        """What tenants and agents cost, from the ledger; with Langfuse as a second opinion where it is set up."""
-        return CostTracker(self.pool, langfuse_costs(self._settings))
-
-    @property
     def sessions(self) -> SessionStore:
         """The sessions of all tenants; every question names its tenant."""
         return SessionStore(self.pool, self.streams)
@@ -76,13 +86,88 @@ class Headwater:
         """Clear a session by an event, and return the event's position. Raises `NotFoundError` for an unknown one."""
         return await self.sessions.clear(tenant_id, session_id, reason=reason)
 
-    async def task(self, tenant_id: str, task_id: str) -> dict[str, Any] | None:
-        """A task as the projections know it, or None."""
-        await self.caught_up(tenant_id)
-        return await queries.task(self.pool, tenant_id, task_id)
+    async def wait(self, accepted: Accepted) -> TaskOutcome:
+        """Wait for the outcome of a task that was accepted; bound it with `asyncio.timeout`."""
+        return await self.outcomes.wait(accepted)
 
+    async def task(self, tenant_id: str, task_id: str, *, wait_s: float = 0.0) -> dict[str, Any] | None:
+        """A task as it stands, or None. With `wait_s`, wait so many seconds for its end if it has not ended.
 
-def langfuse_costs(settings: Settings) -> LangfuseCosts | None:
-    """Langfuse's metrics, if the settings name a server and both keys."""
-    host, public_key, secret_key = settings.langfuse_host, settings.langfuse_public_key, settings.langfuse_secret_key
-    return LangfuseCosts(host, public_key, secret_key) if host and public_key and secret_key else None
+        Raises:
+            UnavailableError: the projections are too far behind to say whether there is such a task.
+        """
+        found = await self._look(tenant_id, task_id)
+        if found is None or wait_s <= 0 or found["ended_at"] is not None:
+            return found
+        end = await self._tracker.wait(tenant_id, task_id, wait_s)
+        found = await self._look(tenant_id, task_id)
+        return found if found is None or end is None else await self._tracker.with_end(found, end)
+
+    async def _look(self, tenant_id: str, task_id: str) -> dict[str, Any] | None:
+        return await self._tracker.look(tenant_id, task_id, caught_up=await self.caught_up(tenant_id))
+
+    async def cancel(self, tenant_id: str, task_id: str, reason: str = "") -> str:
+        """Ask for a task to be cancelled. Returns how it stood: "submitted" or "running", or its end, which stays.
+
+        Raises:
+            NotFoundError: the tenant has no such task.
+        """
+        found = await self.task(tenant_id, task_id)
+        if found is None:
+            raise NotFoundError(f"tenant {tenant_id!r} has no task {task_id!r}")
+        if found["ended_at"] is None:
+            await self.bus(tenant_id).cancel(task_id, found["session"], reason)
+        return str(found["status"])
+
+    async def session(self, tenant_id: str, session_id: str) -> dict[str, Any] | None:
+        """A session with its messages, tasks and cost, or None.
+
+        Raises:
+            UnavailableError: it is not known, and the projections have not read the whole log yet.
+        """
+        caught_up = await self.caught_up(tenant_id)
+        found = await queries.session(self.pool, tenant_id, session_id)
+        if found is None and not caught_up:
+            raise UnavailableError(f"the projections of tenant {tenant_id!r} are behind its log: try again later")
+        return found
+
+    async def costs(
+        self,
+        *,
+        by: CostKey,
+        tenant_id: str | None = None,
+        agent_id: str | None = None,
+        days: int = 30,
+        limit: int | None = None,
+    ) -> list[CostRow]:
+        """What was spent, from the ledger: see `projections.costs.costs`."""
+        if tenant_id is not None:
+            await self.caught_up(tenant_id)
+        return await ledger_costs(self.pool, by=by, tenant_id=tenant_id, agent_id=agent_id, days=days, limit=limit)
+
+    async def events(
+        self,
+        tenant_id: str,
+        *,
+        after: Position = START,
+        session_id: str | None = None,
+        task_id: str | None = None,
+        follow: bool = False,
+    ) -> AsyncIterator[SeenEntry]:
+        """The tenant's log after a position, unreadable entries among it; with `follow`, new entries as they come."""
+        async with self.tail.watch(tenant_id) as grown:
+            live = False
+            while True:
+                grown.clear()
+                page = await self.history.page(
+                    tenant_id, after=after, limit=PAGE, session_id=session_id, task_id=task_id, live=live
+                )
+                for entry in page.entries:
+                    yield entry
+                after = page.last
+                if page.more:
+                    continue
+                if not follow:
+                    return
+                live = True
+                await grown.wait()

@@ -3,11 +3,11 @@
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
-from schemas.bodies import TaskSubmitted
+from schemas.bodies import TaskCancelRequested, TaskSubmitted
 from schemas.content import canonical_json, content_hash, seal
 from schemas.errors import IdempotencyConflictError, TenantMismatchError
 from schemas.event import AgentEvent, encode
-from schemas.ids import check_tenant_id, new_id
+from schemas.ids import check_tenant_id, derived_id, new_id
 from schemas.task import Accepted, NewTask
 from streams.connection import Streams
 from streams.log import Entry
@@ -60,6 +60,24 @@ class TenantEventBus:
             task_id=known_id,
             position=position,
             duplicate=outcome == "duplicate",
+        )
+
+    async def cancel(self, task_id: str, session_id: str, reason: str = "") -> str:
+        """Ask for a task to be cancelled, once however often it is asked. Returns the request's position.
+
+        The supervisor decides: the task ends as cancelled, unless it has ended before the request is read.
+        """
+        return await self.publish(
+            AgentEvent(
+                id=derived_id("cancel", self.tenant_id, task_id),
+                tenant_id=self.tenant_id,
+                session_id=session_id,
+                task_id=task_id,
+                source_agent_id=USER,
+                call_chain=(USER,),
+                at=datetime.now(UTC),
+                body=TaskCancelRequested(reason=reason),
+            )
         )
 
     async def publish(self, event: AgentEvent) -> str:

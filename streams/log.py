@@ -51,6 +51,12 @@ class Log:
             newest = _entries(await self.redis.xrevrange(self.keys.log(tenant_id), count=1))
         return newest[0][0] if newest else "0-0"
 
+    async def oldest(self, tenant_id: str) -> str | None:
+        """The position of the oldest entry that still stands in the stream, None for an empty one."""
+        with redis_errors():
+            oldest = _entries(await self.redis.xrange(self.keys.log(tenant_id), count=1))
+        return oldest[0][0] if oldest else None
+
     async def fetch(self, tenant_id: str, positions: Iterable[str]) -> list[AgentEvent]:
         """The events at exactly these positions. Raises `NotFoundError` if one is not in the stream any more."""
         wanted = list(positions)

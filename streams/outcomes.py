@@ -47,7 +47,7 @@ class Outcomes:
     async def submit_and_wait(self, bus: TenantEventBus, task: NewTask) -> TaskOutcome:
         """Submit a task and wait for its outcome. Waits for ever: bound it with `asyncio.timeout`."""
         task_id = new_id()
-        async with self._expect(task.tenant, task_id) as future:
+        async with self.expect(task.tenant, task_id) as future:
             accepted = await bus.submit(task, task_id=task_id)
             if not accepted.duplicate:
                 return await self.outcome(await self._await(accepted, future, accepted.position))
@@ -55,7 +55,7 @@ class Outcomes:
 
     async def wait(self, accepted: Accepted) -> TaskOutcome:
         """The outcome of a task that was accepted before. Waits for ever: bound it with `asyncio.timeout`."""
-        async with self._expect(accepted.tenant_id, accepted.task_id) as future:
+        async with self.expect(accepted.tenant_id, accepted.task_id) as future:
             # Subscribed first, then read: an end between the two is seen by one of them.
             found, after = await self._search(accepted, accepted.position)
             return await self.outcome(found or await self._await(accepted, future, after))
@@ -70,7 +70,8 @@ class Outcomes:
                 return found
 
     @contextlib.asynccontextmanager
-    async def _expect(self, tenant_id: str, task_id: str) -> AsyncIterator[asyncio.Future[str]]:
+    async def expect(self, tenant_id: str, task_id: str) -> AsyncIterator[asyncio.Future[str]]:
+        """A future of the position of the task's end, if it is announced from now on. An announcement can be lost."""
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         waiting = self._waiting.setdefault(task_id, [])
         waiting.append(future)
