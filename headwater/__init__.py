@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from headwater.embedded import EmbeddedServers
     from headwater.orchestrator import SupervisorOrchestrator
     from headwater.settings import Settings, get_settings
-    from projections.cost_tracker import CostTracker
     from schemas.errors import HandoffRejectedError, HeadwaterError, TaskFailedError
     from schemas.event import AgentEvent
     from schemas.handoff import HandoffPayload
@@ -38,7 +37,6 @@ _HOMES = {
     "AgentRegistry": "handlers.registry",
     "AgentStatus": "handlers.agents",
     "BaseAgent": "handlers.agents",
-    "CostTracker": "projections.cost_tracker",
     "Completion": "handlers.llm",
     "EmbeddedServers": "headwater.embedded",
     "FailPolicy": "handlers.strictness",
@@ -79,7 +77,6 @@ __all__ = [
     "AgentStatus",
     "BaseAgent",
     "Completion",
-    "CostTracker",
     "EmbeddedServers",
     "FailPolicy",
     "HandOver",

@@ -30,6 +30,20 @@ class Settings(BaseSettings):
     workers: int = Field(default=2, ge=1, le=256, description="Worker processes that `up` keeps running.")
     port: int = Field(default=8080, ge=0, le=65535, description="Port of the HTTP application of `up`.")
     host: str = Field(default="127.0.0.1", description="Address that the HTTP application of `up` listens on.")
+    metrics_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="A port of its own for /metrics of all tenants, without a key, on `HEADWATER_METRICS_HOST`.",
+    )
+    metrics_host: str = Field(default="127.0.0.1", description="Address that `HEADWATER_METRICS_PORT` listens on.")
+    max_request_bytes: int = Field(
+        default=8 * 1024 * 1024, ge=1024, description="Largest body that the HTTP application reads."
+    )
+    max_wait_s: float = Field(default=60.0, gt=0, le=600, description="Longest `?wait=` of `GET /v1/tasks/{id}`.")
+    max_streams: int = Field(default=256, ge=1, description="Clients of `GET /v1/events/stream` at once, per process.")
+    url: str | None = Field(default=None, description="A remote Headwater that the commands talk to, over HTTP.")
+    key: str | None = Field(default=None, description="API key for `HEADWATER_URL`.", repr=False)
     fast_models: Models = Field(
         default=("openai/gpt-4o-mini",), description="Models of the tier `fast`, comma-separated, in order of fallback."
     )
