@@ -2,9 +2,11 @@
 
 import contextlib
 import hashlib
+import os
 from collections.abc import AsyncIterator, Iterator
 from importlib import resources
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import structlog
@@ -51,6 +53,28 @@ async def connect(database_url: str, *, max_size: int = 10) -> Pool:
         raise UnavailableError(
             f"PostgreSQL cannot be reached: {error}. Is it running, is DATABASE_URL right?"
         ) from error
+
+
+async def create_database(database_url: str) -> str:
+    """Create an empty database beside the one at `database_url`, for a test. Returns its URL."""
+    name = f"test_{os.urandom(6).hex()}"
+    admin = await asyncpg.connect(database_url)
+    try:
+        await admin.execute(f"CREATE DATABASE {name}")
+    finally:
+        await admin.close()
+    parts = urlsplit(database_url)
+    # An empty host (`postgresql://user@/name?host=/socket`) must stay as it is written.
+    return urlunsplit(parts._replace(path=f"/{name}"))
+
+
+async def drop_database(database_url: str, dropped_url: str) -> None:
+    """Drop a database that `create_database` made, with whoever is still connected to it."""
+    admin = await asyncpg.connect(database_url)
+    try:
+        await admin.execute(f'DROP DATABASE "{urlsplit(dropped_url).path[1:]}" WITH (FORCE)')
+    finally:
+        await admin.close()
 
 
 async def migrate(pool: Pool) -> list[str]:

@@ -4,14 +4,12 @@ import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
-import asyncpg
 import pytest
 
 from headwater.embedded import EmbeddedServers, Endpoints
 from headwater.settings import Settings
-from projections.db import Pool, connect, migrate
+from projections.db import Pool, connect, create_database, drop_database, migrate
 from streams.connection import Streams, open_streams
 from tests.containers import container_endpoints
 
@@ -55,16 +53,9 @@ async def streams(endpoints: Endpoints) -> AsyncIterator[Streams]:
 @pytest.fixture
 async def database_url(endpoints: Endpoints) -> AsyncIterator[str]:
     """An empty database of its own."""
-    name = f"test_{os.urandom(6).hex()}"
-    admin = await asyncpg.connect(endpoints.database_url)
-    await admin.execute(f"CREATE DATABASE {name}")
-    yield urlunsplit(urlsplit(endpoints.database_url)._replace(path=f"/{name}", netloc=_netloc(endpoints)))
-    await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    await admin.close()
-
-
-def _netloc(endpoints: Endpoints) -> str:
-    return urlsplit(endpoints.database_url).netloc
+    url = await create_database(endpoints.database_url)
+    yield url
+    await drop_database(endpoints.database_url, url)
 
 
 @pytest.fixture

@@ -25,6 +25,8 @@ MAX_BODY_BYTES = 16 * 1024 * 1024
 PAGE = 10_000
 SLOW_PARTS = 10
 DIMENSIONS = 256
+BILL = web.AppKey("bill", Bill)
+"""Where an application that was mounted by hand keeps its bill."""
 
 
 def create_simulator(config: SimulatorConfig) -> web.Application:
@@ -34,6 +36,7 @@ def create_simulator(config: SimulatorConfig) -> web.Application:
     """
     simulator = _Simulator(config)
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[simulator.refuse])
+    app[BILL] = simulator.bill
     app.on_cleanup.append(simulator.close)
     app.router.add_post("/v1/chat/completions", simulator.chat)
     app.router.add_post("/v1/embeddings", simulator.embeddings)

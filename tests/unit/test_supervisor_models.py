@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from handlers.strictness import FailPolicy, StrictnessConfig, ValidationStrictness
+from headwater.testing import Supervised, agent, rules
 from schemas.task import Task
-from tests.unit.given import Supervised, agent, rules
 
 SEMANTIC = StrictnessConfig()
 STEPS = "Please:\n1. find the facts\n2. write them up"
