@@ -137,7 +137,11 @@ async def test_a_dependent_step_receives_its_prerequisites_results(endpoints: En
         return {"did": task.text, "got": [result.result["did"] for result in context.results]}
 
     long = "x" * 5000
-    steps = [{"description": "one"}, {"description": long}, {"description": "three", "depends_on": [0, 1]}]
+    steps: list[dict[str, Any]] = [
+        {"description": "one"},
+        {"description": long},
+        {"description": "three", "depends_on": [0, 1]},
+    ]
     team = Team([make("alpha", adds)], HybridRouter([lambda task: "alpha"]))
     async with running(team, endpoints, answers=split_answers(steps)) as hw:
         run = await hw.run_task(STEPS)
@@ -289,7 +293,7 @@ async def test_a_cancelled_task_stops_what_runs_and_starts_nothing_more(endpoint
         await context.llm.complete("second", system="slow")
         return "too late"
 
-    steps = [{"description": "one"}, {"description": "two", "depends_on": [0]}]
+    steps: list[dict[str, Any]] = [{"description": "one"}, {"description": "two", "depends_on": [0]}]
     team = Team([make("alpha", slow)], HybridRouter([lambda task: "alpha"]))
     faults = [FaultRule(model="sim-fast", latency_ms=1500)]
     async with running(team, endpoints, answers=split_answers(steps), faults=faults) as hw:

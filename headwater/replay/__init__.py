@@ -1,0 +1,1 @@
+"""Replay: see, step through, prove, re-price and re-run what a log has recorded."""
