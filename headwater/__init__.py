@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from headwater.embedded import EmbeddedServers
     from headwater.orchestrator import SupervisorOrchestrator
     from headwater.settings import Settings, get_settings
+    from projections.cost_tracker import CostTracker
     from schemas.errors import HandoffRejectedError, HeadwaterError, TaskFailedError
     from schemas.event import AgentEvent
     from schemas.handoff import HandoffPayload
@@ -37,6 +38,7 @@ _HOMES = {
     "AgentRegistry": "handlers.registry",
     "AgentStatus": "handlers.agents",
     "BaseAgent": "handlers.agents",
+    "CostTracker": "projections.cost_tracker",
     "Completion": "handlers.llm",
     "EmbeddedServers": "headwater.embedded",
     "FailPolicy": "handlers.strictness",
@@ -77,6 +79,7 @@ __all__ = [
     "AgentStatus",
     "BaseAgent",
     "Completion",
+    "CostTracker",
     "EmbeddedServers",
     "FailPolicy",
     "HandOver",

@@ -9,10 +9,12 @@ from headwater.history import History
 from headwater.settings import Settings
 from headwater.tracking import TaskTracker
 from projections import queries, reading
+from projections.cost_tracker import CostTracker
 from projections.costs import CostKey, CostRow
 from projections.costs import costs as ledger_costs
 from projections.db import Pool, connect
 from projections.history import SeenEntry
+from projections.langfuse_costs import LangfuseCosts
 from projections.projection import START, Position
 from projections.session_store import SessionStore
 from schemas.errors import NotFoundError, UnavailableError
@@ -76,6 +78,11 @@ class Headwater:
     async def caught_up(self, tenant_id: str, *, timeout_s: float = CATCH_UP_S) -> bool:
         """Wait until the projections have read what is in the tenant's log now. False: they are still behind."""
         return await reading.caught_up(self.pool, self.streams.log, tenant_id, timeout_s=timeout_s)
+
+    @property
+    def cost_tracker(self) -> CostTracker:
+        """What tenants and agents cost, from the ledger; with Langfuse as a second opinion where it is set up."""
+        return CostTracker(self.pool, langfuse_costs(self._settings))
 
     @property
     def sessions(self) -> SessionStore:
@@ -171,3 +178,9 @@ class Headwater:
                     return
                 live = True
                 await grown.wait()
+
+
+def langfuse_costs(settings: Settings) -> LangfuseCosts | None:
+    """Langfuse's metrics, if the settings name a server and both keys."""
+    host, public_key, secret_key = settings.langfuse_host, settings.langfuse_public_key, settings.langfuse_secret_key
+    return LangfuseCosts(host, public_key, secret_key) if host and public_key and secret_key else None

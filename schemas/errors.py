@@ -45,6 +45,10 @@ class NotFoundError(HeadwaterError):
     """What was asked for does not exist for this tenant."""
 
 
+class DeviationError(HeadwaterError):
+    """Two accounts of the same costs differ by more than the tolerance that was given."""
+
+
 class ConfigurationError(HeadwaterError):
     """Settings, servers and code do not fit together. Stop and tell the operator."""
 

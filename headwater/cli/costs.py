@@ -1,6 +1,7 @@
 """The command `costs`: what was spent, on what, what for, and under which decision."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Annotated
 
 import typer
@@ -10,9 +11,10 @@ from rich.table import Table
 from headwater.cli.common import DataOption, JsonOption, connected, out, print_json, read_settings
 from headwater.client import Headwater
 from projections import costs as ledger
+from projections.cost_tracker import Comparison
 from projections.costs import COST_KEYS, CostRow, DecisionCosts, total_of
 from projections.outcomes import OUTCOMES
-from schemas.errors import InvalidInputError
+from schemas.errors import DeviationError, InvalidInputError
 from schemas.ids import check_agent_id, check_tenant_id
 from schemas.money import plain
 
@@ -32,6 +34,12 @@ def costs(
         str | None,
         typer.Option("--decision", "--under", help="An event of --tenant: what it cost with everything under it."),
     ] = None,
+    compare: Annotated[
+        str | None, typer.Option(metavar="langfuse", help="Print the ledger beside Langfuse, and the difference.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="With --compare: exit 1 if the differences are a larger share of the ledger.")
+    ] = 0.01,
     data: DataOption = None,
     json_: JsonOption = False,
 ) -> None:
@@ -41,14 +49,34 @@ def costs(
     rejected); failed_run; cancelled (the attempt, its run or its task); failed_task. Attempts without a known price
     (unpriced) or with an unknown end (unknown) are counted beside the cost, not in it.
     """
+    _check(tenant, agent)
+    if decision is not None:
+        _refuse("--decision", {"--agent": agent, "--by": by, "--limit": limit, "--compare": compare})
+        _decision(tenant, decision, data, json_)
+    elif compare is not None:
+        _refuse("--compare", {"--by": by, "--limit": limit})
+        if compare != "langfuse":
+            raise InvalidInputError(f"--compare {compare!r}: the ledger can be compared with langfuse")
+        _compare(tenant, agent, days, tolerance, data, json_)
+    else:
+        _groups(tenant, agent, by or ("tenant" if tenant is None else "agent"), days, limit, data, json_)
+
+
+def _check(tenant: str | None, agent: str | None) -> None:
     if tenant is not None:
         check_tenant_id(tenant)
     if agent is not None:
         check_agent_id(agent)
-    if decision is not None:
-        _decision(tenant, decision, [agent, by, limit], data, json_)
-        return
-    key = by or ("tenant" if tenant is None else "agent")
+
+
+def _refuse(option: str, others: Mapping[str, object]) -> None:
+    if given := [name for name, value in others.items() if value is not None]:
+        raise InvalidInputError(f"{option} goes without {given[0]}: it has a grouping of its own")
+
+
+def _groups(
+    tenant: str | None, agent: str | None, key: str, days: int, limit: int | None, data: DataOption, json_: bool
+) -> None:
     if key not in COST_KEYS:
         raise InvalidInputError(f"--by {key!r}: choose from {', '.join(COST_KEYS)}")
 
@@ -64,16 +92,13 @@ def costs(
         return
     if key == "outcome":
         rows.sort(key=lambda row: OUTCOMES.index(row.key))
-    whose = " and ".join(filter(None, [tenant and f"tenant {tenant}", agent and f"agent {agent}"])) or "all tenants"
     first = f", the dearest {limit}" if limit is not None and len(rows) == limit else ""
-    out.print(cost_table(f"Costs of {whose} by {key}, last {days} days{first}", key, rows))
+    out.print(cost_table(f"Costs of {_whose(tenant, agent)} by {key}, last {days} days{first}", key, rows))
 
 
-def _decision(tenant: str | None, event_id: str, others: Sequence[object], data: DataOption, json_: bool) -> None:
+def _decision(tenant: str | None, event_id: str, data: DataOption, json_: bool) -> None:
     if tenant is None:
         raise InvalidInputError("--decision needs --tenant: an event is one tenant's")
-    if any(value is not None for value in others):
-        raise InvalidInputError("--decision goes without --agent, --by and --limit: it shows one tree, by agent")
 
     async def work(hw: Headwater) -> DecisionCosts:
         await hw.caught_up(tenant)
@@ -85,6 +110,45 @@ def _decision(tenant: str | None, event_id: str, others: Sequence[object], data:
         return
     title = f"Costs of {found.type} {found.event_id} and everything under it, task {found.task_id}"
     out.print(cost_table(title, "agent", found.agents))
+
+
+def _compare(tenant: str | None, agent: str | None, days: int, tolerance: float, data: DataOption, json_: bool) -> None:
+    async def work(hw: Headwater) -> Comparison:
+        if tenant is not None:
+            await hw.caught_up(tenant)
+        return await hw.cost_tracker.compare(tenant_id=tenant, agent_id=agent, period_days=days)
+
+    found = connected(read_settings(data=data), work)
+    within = found.deviation <= Decimal(str(tolerance))
+    if json_:
+        print_json(found.as_dict() | {"tolerance": tolerance, "within_tolerance": within})
+    else:
+        out.print(_comparison_table(f"Costs of {_whose(tenant, agent)}, last {days} days (USD)", found))
+    if not within:
+        raise DeviationError(
+            f"the ledger and Langfuse differ by {found.deviation:.4%} of the ledger, more than {tolerance:.4%}. The "
+            "ledger is the truth; Langfuse shows what it was sent after some 30 seconds, and counts what it got "
+            "twice twice"
+        )
+
+
+def _comparison_table(title: str, found: Comparison) -> Table:
+    table = Table(title=title, title_justify="left", show_footer=True)
+    table.add_column(found.by, footer="total")
+    totals = (found.ledger_usd, found.langfuse_usd, found.langfuse_usd - found.ledger_usd)
+    for name, total in zip(("ledger", "langfuse", "difference"), totals, strict=True):
+        table.add_column(name, justify="right", footer=plain(total))
+    table.add_column("attempts (ledger)", justify="right")
+    table.add_column("attempts (langfuse)", justify="right")
+    for line in found.lines:
+        money = (line.ledger.cost_usd, line.langfuse.cost_usd, line.difference_usd)
+        counts = (f"{line.ledger.attempts:,}", f"{line.langfuse.attempts:,}")
+        table.add_row(escape(line.key), *map(plain, money), *counts)
+    return table
+
+
+def _whose(tenant: str | None, agent: str | None) -> str:
+    return " and ".join(filter(None, [tenant and f"tenant {tenant}", agent and f"agent {agent}"])) or "all tenants"
 
 
 def cost_table(title: str, by: str, rows: Sequence[CostRow]) -> Table:
