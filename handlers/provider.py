@@ -167,11 +167,12 @@ class LitellmProvider:
         timeout_s: float,
     ) -> ProviderAnswer:
         """One request. `timeout_s` bounds the whole of it."""
+        litellm = self._import()
         options = self._options(attempt_id, agent_id, timeout_s) | params
         try:
             # LiteLLM's timeout bounds each read only.
             async with asyncio.timeout(timeout_s + 1):
-                response = await self._import().acompletion(model=model, messages=list(messages), **options)
+                response = await litellm.acompletion(model=model, messages=list(messages), **options)
         except Exception as error:
             raise failure_of(error) from error
         try:
@@ -190,6 +191,7 @@ class LitellmProvider:
         timeout_s: float,
     ) -> AsyncGenerator[str | ProviderAnswer, None]:
         """One request, answered piece by piece. Without `include_usage` the provider would not say what it used."""
+        litellm = self._import()
         options = self._options(attempt_id, agent_id, timeout_s) | params
         options |= {"stream": True, "stream_options": {"include_usage": True}}
         gathered = _Gathered()
@@ -197,7 +199,7 @@ class LitellmProvider:
         try:
             try:
                 async with asyncio.timeout(timeout_s + 1):
-                    response = await self._import().acompletion(model=model, messages=list(messages), **options)
+                    response = await litellm.acompletion(model=model, messages=list(messages), **options)
             except Exception as error:
                 raise failure_of(error) from error
             while True:
@@ -231,10 +233,11 @@ class LitellmProvider:
         self, model: str, texts: Sequence[str], *, attempt_id: str, agent_id: str, timeout_s: float
     ) -> ProviderVectors:
         """One request for the vectors of all texts."""
+        litellm = self._import()
         options = self._options(attempt_id, agent_id, timeout_s)
         try:
             async with asyncio.timeout(timeout_s + 1):
-                response = await self._import().aembedding(model=model, input=list(texts), **options)
+                response = await litellm.aembedding(model=model, input=list(texts), **options)
         except Exception as error:
             raise failure_of(error) from error
         try:

@@ -50,7 +50,7 @@ def failure_of(error: Exception) -> ProviderFailureError:
         return ProviderFailureError(text, outcome="error", action="retry", error_class="ConnectError")
     if not headers and "HTTPStatusError" not in causes:
         # Timeouts, dropped connections and unreadable answers: LiteLLM calls most of them a 500, but no status came.
-        timed_out = isinstance(error, TimeoutError) or "Timeout" in name
+        timed_out = any("Timeout" in cause for cause in causes)
         error_class = "Timeout" if timed_out else "JSONDecodeError" if "JSONDecodeError" in causes else "ConnectionLost"
         return ProviderFailureError(text, outcome="unknown", action="retry", error_class=error_class)
     status = getattr(error, "status_code", None)

@@ -16,7 +16,7 @@ from handlers.provider import LitellmProvider
 from handlers.registry import AgentRegistry
 from handlers.runner import AgentRunner
 from headwater.simulator import SimulatorProcess
-from schemas.bodies import EventBody, LlmAttempted, TaskSubmitted
+from schemas.bodies import EventBody, LlmAttempted, TaskCancelRequested, TaskSubmitted
 from schemas.call import Call
 from schemas.event import AgentEvent, encode
 from schemas.ids import derived_id, new_id
@@ -74,6 +74,14 @@ class OrderedCall:
         assert await self.streams.redis.zadd(f"{prefix}:leases", {member: 0}, xx=True, ch=True) == 1
         assert await self.streams.functions.reclaim([self.streams.keys.shard_of(self.call.tenant_id)]) == 1
 
+    async def cancel(self) -> None:
+        """Cancel the task, as the decider does, and tell the worker, as its renewals do."""
+        event = _from_user(self.call, new_id(), TaskCancelRequested())
+        await _decide(self.streams, event, Commit(cancels=[self.call.call_id]))
+        assert self.taken is not None
+        assert await self.streams.functions.renew([self.taken.delivery], lease_ms=self.lease_ms) == [True]
+        assert self.taken.delivery.cancelled
+
     async def events(self) -> list[AgentEvent]:
         """The tenant's log."""
         events, unreadable = readable(self.call.tenant_id, await self.streams.log.read(self.call.tenant_id))
@@ -114,16 +122,6 @@ async def order(
 ) -> OrderedCall:
     """Put a call for one agent on a tenant's queue, as a decider does."""
     task_id, cause = new_id(), new_id()
-    submitted = AgentEvent(
-        id=cause,
-        tenant_id=tenant,
-        session_id="s",
-        task_id=task_id,
-        source_agent_id="user",
-        call_chain=("user",),
-        at=_now(),
-        body=TaskSubmitted(task_type="note", text=text),
-    )
     call = Call(
         call_id=derived_id(cause, "call"),
         ordered_by=cause,
@@ -137,18 +135,40 @@ async def order(
         text=text,
         **more,
     )
-    fact = encode(submitted, {})
-    await streams.functions.append(
-        tenant, key=cause, fingerprint="f", ttl_ms=60_000, task_id=task_id, fact=fact, blobs={}
-    )
-    shard = streams.keys.shard_of(tenant)
-    leased = await streams.functions.lease([shard], "decider", lease_ms=60_000, max_tenants=1000, max_entries=1000)
-    (batch,) = [batch for batch in leased[0] if batch.tenant_id == tenant]
     body = call.model_dump_json().encode()
-    assert await streams.functions.commit(
-        "decider", [(batch, Commit(calls=[NewCall(call.call_id, AGENT, 2, body)]))]
-    ) == [True]
+    event = _from_user(call, cause, TaskSubmitted(task_type="note", text=text))
+    await _decide(streams, event, Commit(calls=[NewCall(call.call_id, AGENT, 2, body)]))
     return OrderedCall(streams, service, call)
+
+
+def _from_user(call: Call, event_id: str, body: EventBody) -> AgentEvent:
+    return AgentEvent(
+        id=event_id,
+        tenant_id=call.tenant_id,
+        session_id=call.session_id,
+        task_id=call.task_id,
+        source_agent_id="user",
+        call_chain=("user",),
+        at=datetime.now(UTC),
+        body=body,
+    )
+
+
+async def _decide(streams: Streams, event: AgentEvent, commit: Commit) -> None:
+    """A fact that a producer appends, and what the decider makes of it."""
+    await streams.functions.append(
+        event.tenant_id,
+        key=event.id,
+        fingerprint="f",
+        ttl_ms=60_000,
+        task_id=event.task_id,
+        fact=encode(event, {}),
+        blobs={},
+    )
+    shard = streams.keys.shard_of(event.tenant_id)
+    leased = await streams.functions.lease([shard], "decider", lease_ms=60_000, max_tenants=1000, max_entries=1000)
+    (batch,) = [batch for batch in leased[0] if batch.tenant_id == event.tenant_id]
+    assert await streams.functions.commit("decider", [(batch, commit)]) == [True]
 
 
 def _runner(streams: Streams, service: LlmService, agent: AgentFunction, lease_ms: int) -> AgentRunner:
@@ -161,7 +181,3 @@ def _runner(streams: Streams, service: LlmService, agent: AgentFunction, lease_m
     registry = AgentRegistry()
     registry.register(FunctionAgent())
     return AgentRunner(streams, registry, service, lease_ms=lease_ms)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
