@@ -213,6 +213,7 @@ class LitellmProvider:
                     raise failure_of(error) from error
                 if piece:
                     yield piece
+            gathered.check_end(response)
             yield gathered.answer(self._reported(model, gathered))
         finally:
             if response is not None:
@@ -269,6 +270,18 @@ class _Gathered:
         if piece:
             self.pieces.append(piece)
         return piece
+
+    def check_end(self, response: Any) -> None:
+        """LiteLLM makes up what a provider left out at the end: the tokens, by counting, and that it was the end.
+
+        Raises `ProviderFailureError` if the stream just ceased.
+        """
+        if response.received_finish_reason is None:
+            raise ProviderFailureError(
+                "the stream ended before its answer did", outcome="unknown", action="retry", error_class="StreamCut"
+            )
+        if not any(getattr(chunk, "usage", None) for chunk in response.chunks):
+            self.usage = None
 
     def answer(self, reported_cost_usd: str | None) -> ProviderAnswer:
         """The whole answer."""

@@ -4,7 +4,7 @@ import re
 from decimal import Decimal, InvalidOperation
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import orjson
 from pydantic import (
@@ -106,7 +106,9 @@ class FaultRule(_Strict):
     Rates are shares of requests, drawn by (seed, request hash, how often this request came before), so a run can be
     repeated. `rate_drop` closes the connection before anything is billed; `rate_drop_billed` bills, sends half of the
     answer and closes it; `rate_malformed` sends broken JSON with status 200 (billed). At most one of them happens to a
-    try, so the rates add up to 1 at most. `fail_first` makes the first tries of each request a 503.
+    try, so the rates add up to 1 at most. `fail_first` makes the first tries of each request fail with the status
+    `fail_first_with`. A 429 says `Retry-After` in seconds, or as the date that they lead to. `omit_usage` leaves out
+    what an answer used, as some servers do; it is billed all the same.
     """
 
     model: Pattern = ".*"
@@ -121,7 +123,10 @@ class FaultRule(_Strict):
     rate_drop_billed: Rate = 0
     rate_malformed: Rate = 0
     fail_first: Annotated[int, Field(ge=0, le=100)] = 0
+    fail_first_with: Literal["429", "503"] = "503"
     retry_after_s: Annotated[int, Field(ge=0, le=3600)] = 1
+    retry_after_as_date: bool = False
+    omit_usage: bool = False
 
     @model_validator(mode="after")
     def _shares(self) -> "FaultRule":

@@ -51,7 +51,7 @@ class Faults:
         draw = random.Random(hashlib.sha256(b"%d|%d|" % (self._seed, number) + digest).digest())
         wait_s = (rule.latency_ms + draw.random() * rule.jitter_ms) / 1000
         if number < rule.fail_first:
-            return Fate("503", wait_s, rule)
+            return Fate(rule.fail_first_with, wait_s, rule)
         point = draw.random()
         for kind in _KINDS:
             rate: float = getattr(rule, f"rate_{kind}")

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
+from email.utils import formatdate
 from typing import Any
 
 import orjson
@@ -136,7 +137,7 @@ class _Simulator:
             self.by_model[model][outcome] += 1
             if fate.kind in ("429", "quota"):
                 kind = "insufficient_quota" if fate.kind == "quota" else "rate_limit_exceeded"
-                headers = {"Retry-After": str(fate.rule.retry_after_s)}
+                headers = {"Retry-After": _retry_after(fate.rule)}
                 return error_response(429, "the simulator says: too much", kind, headers=headers)
             if fate.kind in ("500", "503"):
                 return error_response(int(fate.kind), "the simulator says: not now", "server_error")
@@ -161,7 +162,8 @@ class _Simulator:
             return await _stream(request, head, answer, used, body, fate)
         message = {"role": "assistant", "content": answer}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        data = orjson.dumps(head | {"object": "chat.completion", "choices": [choice], "usage": used})
+        said = {"object": "chat.completion", "choices": [choice]} | ({} if fate.rule.omit_usage else {"usage": used})
+        data = orjson.dumps(head | said)
         return await _send(request, data, fate)
 
     async def _embed(
@@ -183,7 +185,8 @@ class _Simulator:
             for i, text in enumerate(texts)
         ]
         short = {"prompt_tokens": tokens, "total_tokens": tokens}
-        data = orjson.dumps({"object": "list", "data": vectors, "model": body["model"], "usage": short})
+        said = {"object": "list", "data": vectors, "model": body["model"]}
+        data = orjson.dumps(said | ({} if fate.rule.omit_usage else {"usage": short}))
         return await _send(request, data, fate)
 
     def _charge(self, request: web.Request, model: str, used: dict[str, Any], prefix: str) -> str:
@@ -248,6 +251,14 @@ def _base64(vector: list[float]) -> str:
     return base64.b64encode(packed.tobytes()).decode()
 
 
+def _retry_after(rule: FaultRule) -> str:
+    return (
+        formatdate(time.time() + rule.retry_after_s, usegmt=True)
+        if rule.retry_after_as_date
+        else str(rule.retry_after_s)
+    )
+
+
 def _reply(value: Any) -> web.Response:
     return web.Response(body=orjson.dumps(value), content_type="application/json")
 
@@ -299,7 +310,7 @@ async def _stream(
             await response.write(b'data: {"id": \n\n')
         await event({"content": piece}, None)
     await event({}, "stop")
-    if (body.get("stream_options") or {}).get("include_usage"):
+    if (body.get("stream_options") or {}).get("include_usage") and not fate.rule.omit_usage:
         await event({}, None, choices=[], usage=used)
     await response.write(b"data: [DONE]\n\n")
     return response
