@@ -1,10 +1,20 @@
-"""The metrics that are projected from the log: names, labels, help, and the histograms' buckets (contract row E4)."""
+"""The metrics that are projected from the log: names, labels, help, and the histograms' buckets (contract row E4).
+
+Labels are bounded: so many tenants, agents and models have labels of their own, the rest are `_other`.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
 
 TENANT_LABEL = "tenant_id"
-OTHER_TENANTS = "_other"
+AGENT_LABELS = frozenset({"agent_id", "source_agent", "target_agent"})
+MODEL_LABEL = "model"
+OTHER = "_other"
+"""The label of all tenants, agents or models that have none of their own."""
+MAX_AGENTS = 200
+"""Agents with labels of their own, in the order in which they first ran."""
+MAX_MODELS = 100
+"""Models with labels of their own, in the order in which they were first asked."""
 BUCKETS_US = (
     *(1_000, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000),
     *(10_000_000, 30_000_000, 60_000_000, 120_000_000, 300_000_000),
@@ -17,7 +27,7 @@ class MetricName:
     """One metric family."""
 
     name: str
-    kind: Literal["counter", "histogram"]
+    kind: Literal["counter", "gauge", "histogram"]
     labels: tuple[str, ...]
     help: str
 
@@ -25,7 +35,12 @@ class MetricName:
 METRICS = {
     metric.name: metric
     for metric in (
-        MetricName("agent_invocations_total", "counter", ("agent_id", "tenant_id", "status"), "Agent runs that ended."),
+        MetricName(
+            "agent_invocations_total",
+            "counter",
+            ("agent_id", "tenant_id", "status"),
+            "Agent runs that ended: ok, error or cancelled.",
+        ),
         MetricName(
             "agent_invocation_duration_seconds", "histogram", ("agent_id", "tenant_id"), "How long agent runs took."
         ),
@@ -33,16 +48,38 @@ METRICS = {
             "handoff_validations_total",
             "counter",
             ("source_agent", "target_agent", "strictness", "result"),
-            "Handoffs that were judged.",
+            "Handoffs that were judged: accepted, rejected, or unverified (let pass without the check it needed).",
         ),
-        MetricName("supervisor_tasks_total", "counter", ("tenant_id", "decomposed", "status"), "Tasks that ended."),
-        MetricName("llm_requests_total", "counter", ("model", "tenant_id", "status"), "LLM attempts, failed ones too."),
+        MetricName(
+            "supervisor_tasks_total",
+            "counter",
+            ("tenant_id", "decomposed", "status"),
+            "Tasks that ended: completed, failed or cancelled.",
+        ),
+        MetricName(
+            "context_compilation_duration_seconds",
+            "histogram",
+            ("tenant_id", "model_tier"),
+            "How long it took to put contexts together.",
+        ),
+        MetricName(
+            "llm_requests_total",
+            "counter",
+            ("model", "tenant_id", "status"),
+            "LLM attempts: ok, error, cancelled or unknown.",
+        ),
         MetricName("llm_request_duration_seconds", "histogram", ("model", "tenant_id"), "How long LLM attempts took."),
         MetricName(
             "llm_tokens_used_total", "counter", ("model", "tenant_id", "token_type"), "Tokens, disjoint by type."
         ),
         MetricName(
             "llm_cost_usd_total", "counter", ("model", "tenant_id", "agent_id"), "US dollars computed from tokens."
+        ),
+        MetricName(
+            "llm_unpriced_attempts_total",
+            "counter",
+            ("model", "tenant_id", "cost_status"),
+            "LLM attempts that are not in llm_cost_usd_total: unpriced (no known price) or unknown (no known end).",
         ),
     )
 }

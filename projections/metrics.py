@@ -1,171 +1,167 @@
-"""Prometheus metrics as a projection: counters that no restart sets back, exact because nothing in them is a float."""
+"""Prometheus metrics as a projection: counters that no restart sets back, exact because nothing in them is a float.
+
+How they are shown is `projections/exposition.py`.
+"""
 
 import bisect
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
 import orjson
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
 
-from projections.db import Connection, Pool, database_errors, tenant_connection
-from projections.metric_names import BUCKETS_US, METRICS, OTHER_TENANTS, TENANT_LABEL
+from projections.db import Connection
+from projections.metric_names import BUCKETS_US
 from projections.projection import Recorded, columns
 from schemas.bodies import (
+    AgentCancelled,
     AgentCompleted,
     AgentFailed,
+    ContextCompiled,
+    EventBody,
     HandoffAccepted,
     HandoffRejected,
     LlmAttempted,
+    TaskCancelled,
     TaskCompleted,
+    TaskDecomposed,
     TaskFailed,
+    TaskRouted,
 )
-from schemas.event import AgentEvent
 
-_Key = tuple[str, str, str]
-"""(tenant, sample, labels as JSON)"""
+Key = tuple[str, str, str]
+"""(tenant, sample, label values as JSON). The tenant's own label is left empty: it is the row's tenant."""
+TENANT = ""
+"""The tenant's label in a row."""
+_Task = tuple[str, str]
+
 _UPSERT = """
 INSERT INTO metrics (tenant, metric, labels, value)
 SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::numeric[])
 ON CONFLICT (tenant, metric, labels) DO UPDATE SET value = metrics.value + excluded.value
 """
+_NEW_TENANTS = """
+INSERT INTO metric_tenants (tenant) SELECT t FROM unnest($1::text[]) t
+WHERE NOT EXISTS (SELECT FROM metric_tenants m WHERE m.tenant = t) ORDER BY t ON CONFLICT DO NOTHING
+"""
+_NEW_LABELS = """
+INSERT INTO metric_labels (label, value) SELECT n.label, n.value FROM unnest($1::text[], $2::text[]) n (label, value)
+WHERE NOT EXISTS (SELECT FROM metric_labels m WHERE m.label = n.label AND m.value = n.value) ORDER BY 1, 2
+ON CONFLICT DO NOTHING
+"""
+_ENDED_DECOMPOSED = """
+DELETE FROM metric_decomposed d USING unnest($1::text[], $2::text[]) AS ended (tenant, task)
+WHERE d.tenant = ended.tenant AND d.task = ended.task RETURNING d.tenant, d.task
+"""
+
+_AGENT_ENDS = {AgentCompleted.type: "ok", AgentFailed.type: "error", AgentCancelled.type: "cancelled"}
+_TASK_ENDS = {TaskCompleted.type: "completed", TaskFailed.type: "failed", TaskCancelled.type: "cancelled"}
 
 
 class Metrics:
-    """Table `metrics`: one row per tenant, sample and label values. A histogram is a row per bucket, a sum, a count."""
+    """Table `metrics`: one row per tenant, sample and label values. A histogram is a row per bucket, and a sum."""
 
     name = "metrics"
-    tables: tuple[str, ...] = ("metrics",)
+    tables: tuple[str, ...] = ("metrics", "metric_decomposed")
     event_types: frozenset[str] | None = frozenset(
-        body.type
-        for body in (
-            AgentCompleted,
-            AgentFailed,
-            HandoffAccepted,
-            HandoffRejected,
-            LlmAttempted,
-            TaskCompleted,
-            TaskFailed,
-        )
+        {
+            *_AGENT_ENDS,
+            *_TASK_ENDS,
+            ContextCompiled.type,
+            HandoffAccepted.type,
+            HandoffRejected.type,
+            LlmAttempted.type,
+            TaskDecomposed.type,
+            TaskRouted.type,
+        }
     )
 
     async def apply(self, conn: Connection, batch: Sequence[Recorded]) -> None:
         """Add up the batch, then write each sample once."""
-        sums: dict[_Key, Decimal | int] = {}
+        decomposed = await _decomposed(conn, batch)
+        sums: dict[Key, Decimal | int] = {}
+        labels: set[tuple[str, str]] = set()
         for entry in batch:
-            for key, value in _samples(entry.event):
+            event = entry.event
+            labels.update(_labels(event.body))
+            for sample, values, value in samples(event.body, (event.tenant_id, event.task_id) in decomposed):
+                key = (event.tenant_id, sample, orjson.dumps(values).decode())
                 sums[key] = sums.get(key, 0) + value
         rows = [(*key, Decimal(value)) for key, value in sorted(sums.items())]
         await conn.execute(_UPSERT, *columns(rows, 4))
-        tenants = sorted({entry.event.tenant_id for entry in batch})
-        await conn.execute(
-            "INSERT INTO metric_tenants (tenant) SELECT t FROM unnest($1::text[]) t "
-            "WHERE NOT EXISTS (SELECT FROM metric_tenants m WHERE m.tenant = t) ORDER BY t ON CONFLICT DO NOTHING",
-            tenants,
-        )
+        await conn.execute(_NEW_TENANTS, sorted({entry.event.tenant_id for entry in batch}))
+        await conn.execute(_NEW_LABELS, *columns(sorted(labels), 2))
 
 
-def _samples(event: AgentEvent) -> Iterator[tuple[_Key, Decimal | int]]:
-    tenant, body = event.tenant_id, event.body
+async def _decomposed(conn: Connection, batch: Sequence[Recorded]) -> set[_Task]:
+    """The tasks that end in this batch and were decomposed. Those that do not end yet are kept for then."""
+    open_tasks: dict[_Task, None] = {}
+    ended: set[_Task] = set()
+    for entry in batch:
+        task = (entry.event.tenant_id, entry.event.task_id)
+        if isinstance(entry.event.body, TaskDecomposed):
+            open_tasks[task] = None
+        elif entry.event.body.terminal:
+            ended.add(task)
+    found = ended & open_tasks.keys()
+    if earlier := sorted(ended - found):
+        rows = await conn.fetch(_ENDED_DECOMPOSED, *columns(earlier, 2))
+        found |= {(row["tenant"], row["task"]) for row in rows}
+    still_open = [task for task in open_tasks if task not in ended]
+    await conn.executemany(
+        "INSERT INTO metric_decomposed (tenant, task) VALUES ($1, $2) ON CONFLICT DO NOTHING", still_open
+    )
+    return found
+
+
+def _labels(body: EventBody) -> Iterator[tuple[str, str]]:
+    """Agents that ran and models that were asked. A handoff's target may be anything, and gets no label by that."""
     match body:
-        case AgentCompleted() | AgentFailed():
-            status = "ok" if isinstance(body, AgentCompleted) else "error"
-            yield _count(tenant, "agent_invocations_total", body.agent_id, tenant, status)
-            yield from _observe(tenant, "agent_invocation_duration_seconds", body.duration_us, body.agent_id, tenant)
-        case HandoffAccepted() | HandoffRejected():
-            result = "accepted" if isinstance(body, HandoffAccepted) else "rejected"
-            names = (body.source_agent_id, body.target_agent_id, body.strictness, result)
-            yield _count(tenant, "handoff_validations_total", *names)
-        case TaskCompleted() | TaskFailed():
-            status = "completed" if isinstance(body, TaskCompleted) else "failed"
-            decomposed = isinstance(body, TaskCompleted) and body.decomposed
-            yield _count(tenant, "supervisor_tasks_total", tenant, str(decomposed).lower(), status)
+        case AgentCompleted() | AgentFailed() | AgentCancelled() | TaskRouted():
+            yield "agent", body.agent_id
         case LlmAttempted():
-            model = body.requested_model
-            yield _count(tenant, "llm_requests_total", model, tenant, body.status)
-            yield from _observe(tenant, "llm_request_duration_seconds", body.duration_us, model, tenant)
-            for token_type, count in body.tokens or ():
-                if count:
-                    yield _key(tenant, "llm_tokens_used_total", model, tenant, token_type), count
-            if body.cost_usd is not None:
-                yield _key(tenant, "llm_cost_usd_total", model, tenant, body.agent_id), Decimal(body.cost_usd)
+            yield "agent", body.agent_id
+            yield "model", body.requested_model
 
 
-def _key(tenant: str, sample: str, *labels: str) -> _Key:
-    return tenant, sample, orjson.dumps(labels).decode()
+def samples(body: EventBody, decomposed: bool) -> Iterator[tuple[str, tuple[str, ...], Decimal | int]]:
+    """What an event adds: (sample, label values in the metric's order, value)."""
+    match body:
+        case AgentCompleted() | AgentFailed() | AgentCancelled():
+            yield "agent_invocations_total", (body.agent_id, TENANT, _AGENT_ENDS[body.type]), 1
+            yield from _observe("agent_invocation_duration_seconds", body.duration_us, body.agent_id, TENANT)
+        case HandoffAccepted() | HandoffRejected():
+            names = (body.source_agent_id, body.target_agent_id, body.strictness, _result(body))
+            yield "handoff_validations_total", names, 1
+        case TaskCompleted() | TaskFailed() | TaskCancelled():
+            split = decomposed or (isinstance(body, TaskCompleted) and body.decomposed)
+            yield "supervisor_tasks_total", (TENANT, str(split).lower(), _TASK_ENDS[body.type]), 1
+        case ContextCompiled():
+            yield from _observe("context_compilation_duration_seconds", body.duration_us, TENANT, body.tier)
+        case LlmAttempted():
+            yield from _attempt(body)
 
 
-def _count(tenant: str, metric: str, *labels: str) -> tuple[_Key, int]:
-    return _key(tenant, metric, *labels), 1
+def _result(body: HandoffAccepted | HandoffRejected) -> str:
+    if isinstance(body, HandoffRejected):
+        return "rejected"
+    return "unverified" if body.verification == "unverified" else "accepted"
 
 
-def _observe(tenant: str, metric: str, duration_us: int, *labels: str) -> Iterator[tuple[_Key, int]]:
+def _attempt(body: LlmAttempted) -> Iterator[tuple[str, tuple[str, ...], Decimal | int]]:
+    model = body.requested_model
+    yield "llm_requests_total", (model, TENANT, body.status), 1
+    yield from _observe("llm_request_duration_seconds", body.duration_us, model, TENANT)
+    for token_type, count in body.tokens or ():
+        if count:
+            yield "llm_tokens_used_total", (model, TENANT, token_type), count
+    if body.cost_usd is not None:
+        yield "llm_cost_usd_total", (model, TENANT, body.agent_id), Decimal(body.cost_usd)
+    if body.cost_status in ("unpriced", "unknown"):
+        yield "llm_unpriced_attempts_total", (model, TENANT, body.cost_status), 1
+
+
+def _observe(metric: str, duration_us: int, *labels: str) -> Iterator[tuple[str, tuple[str, ...], int]]:
     index = bisect.bisect_left(BUCKETS_US, duration_us)
     bound = str(BUCKETS_US[index]) if index < len(BUCKETS_US) else "+Inf"
-    yield _key(tenant, f"{metric}:{bound}", *labels), 1
-    yield _key(tenant, f"{metric}:sum", *labels), duration_us
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One row of the table, its tenant folded into `_other` if it has no label of its own."""
-
-    sample: str
-    labels: tuple[str, ...]
-    value: Decimal
-
-
-async def snapshot(pool: Pool, *, tenant_labels: int) -> list[Sample]:
-    """All samples. The first `tenant_labels` tenants that ever appeared have labels of their own."""
-    with database_errors():
-        rows = await pool.fetch(
-            "SELECT m.metric, m.labels, m.tenant, sum(m.value) AS value, coalesce(bool_or(t.rank <= $1), false) AS own "
-            "FROM metrics m LEFT JOIN metric_tenants t USING (tenant) GROUP BY 1, 2, 3",
-            tenant_labels,
-        )
-    sums: dict[tuple[str, tuple[str, ...]], Decimal] = {}
-    for row in rows:
-        labels = list(orjson.loads(row["labels"]))
-        names = METRICS[row["metric"].partition(":")[0]].labels
-        if TENANT_LABEL in names and not row["own"]:
-            labels[names.index(TENANT_LABEL)] = OTHER_TENANTS
-        key = (row["metric"], tuple(labels))
-        sums[key] = sums.get(key, Decimal(0)) + row["value"]
-    return [Sample(sample, labels, value) for (sample, labels), value in sorted(sums.items())]
-
-
-async def tenant_snapshot(pool: Pool, tenant_id: str) -> list[Sample]:
-    """The samples that one tenant's log made, under its own label; row-level security keeps out all others."""
-    async with tenant_connection(pool, tenant_id) as conn:
-        rows = await conn.fetch("SELECT metric, labels, value FROM metrics ORDER BY metric, labels")
-    return [Sample(row["metric"], tuple(orjson.loads(row["labels"])), row["value"]) for row in rows]
-
-
-class MetricsCollector(Collector):
-    """Gives a snapshot to prometheus_client's registry."""
-
-    def __init__(self, samples: Iterable[Sample]) -> None:
-        self._samples = list(samples)
-
-    def collect(self) -> Iterator[Metric]:
-        """Every declared family, with or without samples."""
-        by_sample: dict[str, dict[tuple[str, ...], Decimal]] = {}
-        for sample in self._samples:
-            by_sample.setdefault(sample.sample, {})[sample.labels] = sample.value
-        for metric in METRICS.values():
-            if metric.kind == "counter":
-                counter = CounterMetricFamily(metric.name.removesuffix("_total"), metric.help, labels=metric.labels)
-                for labels, value in by_sample.get(metric.name, {}).items():
-                    counter.add_metric(labels, float(value))
-                yield counter
-                continue
-            histogram = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
-            for labels, total_us in by_sample.get(f"{metric.name}:sum", {}).items():
-                running, buckets = Decimal(0), []
-                for bound in (*BUCKETS_US, None):
-                    name = "+Inf" if bound is None else str(bound)
-                    running += by_sample.get(f"{metric.name}:{name}", {}).get(labels, Decimal(0))
-                    buckets.append((name if bound is None else str(bound / 1_000_000), float(running)))
-                histogram.add_metric(labels, buckets, float(total_us) / 1_000_000)
-            yield histogram
+    yield f"{metric}:{bound}", labels, 1
+    yield f"{metric}:sum", labels, duration_us

@@ -6,7 +6,9 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from projections.runner import Runner
+from projections.db import Pool
+from projections.rebuild import digests
+from projections.runner import PROJECTIONS, Runner
 from schemas.bodies import EventBody, LlmAttempted
 from schemas.event import FIELDS, AgentEvent, encode
 from schemas.ids import derived_id
@@ -105,3 +107,14 @@ async def apply_in_cuts(runner: Runner, books: Sequence[Logbook], cuts: Sequence
         batches = [book.batch(start, end) for book in books if book.events[start:end]]
         if batches:
             await runner.apply(batches)
+
+
+async def forget(pool: Pool) -> None:
+    """Empty every read model, as if nothing had been applied."""
+    tables = [table for projection in PROJECTIONS for table in projection.tables]
+    await pool.execute(f"TRUNCATE positions, {', '.join(tables)}")
+
+
+async def digest_of(pool: Pool, projection: str) -> str:
+    """The digest of one read model's rows."""
+    return next(found.digest for found in await digests(pool) if found.projection == projection)

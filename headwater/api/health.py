@@ -10,7 +10,7 @@ from headwater.asyncapi import asyncapi_page
 from headwater.settings import Settings
 from projections.api_keys import authenticate
 from projections.db import Pool, is_reachable
-from projections.metrics import MetricsCollector, snapshot, tenant_snapshot
+from projections.exposition import MetricsCollector, snapshot, tenant_snapshot
 from streams.connection import Streams
 from streams.connection import is_reachable as redis_is_reachable
 

@@ -12,7 +12,7 @@ import pytest
 from projections.costs import CostKey, costs, decision_costs, ledger_totals, total_of
 from projections.db import Pool, tenant_connection
 from projections.outcomes import OUTCOMES
-from projections.rebuild import digests, rebuild, rebuild_outdated
+from projections.rebuild import rebuild, rebuild_outdated
 from projections.runner import Runner
 from schemas.bodies import (
     AgentCancelled,
@@ -33,7 +33,7 @@ from schemas.event import AgentEvent
 from schemas.handoff import HandoffProposal
 from schemas.money import TokenCounts
 from streams.connection import Streams
-from tests.logbook import RATE, START, Logbook, apply_in_cuts
+from tests.logbook import RATE, START, Logbook, apply_in_cuts, digest_of, forget
 
 TODAY = START.date()
 
@@ -152,32 +152,23 @@ async def test_however_the_log_is_cut_and_repeated_the_digits_are_the_same(pool:
     cuts = [[], list(range(1, length))] + [sorted(chance.sample(range(1, length), 6)) for _ in range(4)]
     found = set()
     for cut in cuts:
-        await clear(pool)
+        await forget(pool)
         await apply_in_cuts(runner, books, cut)
-        live = await ledger_digest(pool)
+        live = await digest_of(pool, "ledger")
         await apply_in_cuts(runner, books, cut)
-        assert await ledger_digest(pool) == live, "a batch that comes again changes nothing"
+        assert await digest_of(pool, "ledger") == live, "a batch that comes again changes nothing"
         await rebuild(pool, ["ledger"])
-        assert await ledger_digest(pool) == live, f"rebuilt after cuts {cut}"
+        assert await digest_of(pool, "ledger") == live, f"rebuilt after cuts {cut}"
         found.add(live)
     assert len(found) == 1
-
-
-async def clear(pool: Pool) -> None:
-    for name in ("ledger", "ledger_daily", "ledger_tasks", "verdicts", "open_handoffs", "positions", "events"):
-        await pool.execute(f"TRUNCATE {name}")
-
-
-async def ledger_digest(pool: Pool) -> str:
-    return next(found.digest for found in await digests(pool) if found.projection == "ledger")
 
 
 async def test_a_planted_error_in_a_roll_up_changes_the_digest(pool: Pool, runner: Runner) -> None:
     book, _ = ledger_of_everything("acme")
     await apply_in_cuts(runner, [book], [])
-    before = await ledger_digest(pool)
+    before = await digest_of(pool, "ledger")
     await pool.execute("UPDATE ledger_daily SET cost_usd = cost_usd + 0.0000001 WHERE outcome = 'cancelled'")
-    assert await ledger_digest(pool) != before
+    assert await digest_of(pool, "ledger") != before
 
 
 def random_attempts(tenant: str, chance: random.Random, days: Sequence[date]) -> Logbook:
@@ -295,11 +286,11 @@ async def test_days_and_groups_that_make_no_sense_are_refused(pool: Pool) -> Non
 async def test_rows_of_an_older_version_are_rebuilt_once(pool: Pool, runner: Runner) -> None:
     book, _ = ledger_of_everything("acme")
     await apply_in_cuts(runner, [book], [])
-    digest = await ledger_digest(pool)
+    digest = await digest_of(pool, "ledger")
     await pool.execute("TRUNCATE ledger_daily, ledger_tasks")
     await pool.execute("UPDATE ledger SET outcome = 'useful'")
     await pool.execute("INSERT INTO outdated_projections VALUES ('ledger')")
     assert await rebuild_outdated(pool) == ["ledger"]
-    assert await ledger_digest(pool) == digest
+    assert await digest_of(pool, "ledger") == digest
     assert await rebuild_outdated(pool) == []
     assert (await ledger_totals(pool)).attempts == sum(e.type == "llm.attempted" for e in book.events)
