@@ -115,15 +115,6 @@ async def position(pool: Pool, tenant_id: str) -> Position:
     return START if row is None else (row["ms"], row["seq"])
 
 
-async def archived_to(pool: Pool, tenant_id: str) -> Position:
-    """How far the archive has read the tenant's log."""
-    async with tenant_connection(pool, tenant_id) as conn:
-        row = await conn.fetchrow(
-            "SELECT ms, seq FROM positions WHERE projection = 'archive' AND tenant = $1", tenant_id
-        )
-    return START if row is None else (row["ms"], row["seq"])
-
-
 async def tenants(pool: Pool) -> list[str]:
     """All tenants that the archive knows: an administrator's list."""
     with database_errors():

@@ -10,18 +10,18 @@ from typing import IO, Any, Protocol, cast
 
 import orjson
 
+from headwater.history import History
 from projections import queries
 from projections.archive import blob_hashes
 from projections.db import Pool
-from projections.projection import Position, format_position, parse_position
+from projections.projection import START, Position, format_position, parse_position
 from schemas.content import Json, blob_of, resolve
 from schemas.errors import InvalidInputError, NotFoundError
-from schemas.event import FIELDS, entry_fields
+from schemas.event import FIELDS
 from streams.connection import Streams
 
 PAGE = 1000
 FORMAT = 1
-START = (0, 0)
 Fields = dict[str, str]
 """An entry's fields by name, as they are stored."""
 
@@ -51,12 +51,12 @@ async def resolved(recording: Recording, tenant_id: str, value: Json) -> Json:
 
 
 class LiveRecording:
-    """The archive, and after it what the stream has and the archive not yet. No gap, no entry twice, also when the
-    stream was trimmed: the archive's position says where one ends and the other begins."""
+    """The running system's log: the archive, and after it what the stream has and the archive not yet."""
 
     def __init__(self, streams: Streams, pool: Pool) -> None:
         self._streams = streams
         self._pool = pool
+        self._history = History(streams.log, pool)
 
     async def tenants(self) -> list[str]:
         """Tenants that the archive knows."""
@@ -66,25 +66,12 @@ class LiveRecording:
         self, tenant_id: str, *, task_id: str | None = None, session_id: str | None = None, after: Position = START
     ) -> AsyncIterator[tuple[str, Fields]]:
         """From the archive, then from the stream."""
-        archived = await queries.archived_to(self._pool, tenant_id)
-        while after < archived:
-            page = await queries.events(
-                self._pool, tenant_id, session_id=session_id, task_id=task_id, after=after, limit=PAGE
-            )
-            for position, fields in page:
-                # The archive moves on meanwhile; what it has beyond this point is read from the stream below.
-                if parse_position(position) <= archived:
-                    yield position, fields
-            if len(page) < PAGE:
-                break
-            after = parse_position(page[-1][0])
-        after = max(after, archived)
-        while page_ := await self._streams.log.read(tenant_id, after=format_position(after), limit=PAGE):
-            for position, flat in page_:
-                fields = entry_fields(flat)
-                if task_id in (None, fields.get("task")) and session_id in (None, fields.get("session")):
-                    yield position, fields
-            after = parse_position(page_[-1][0])
+        more = True
+        while more:
+            page = await self._history.page(tenant_id, after=after, limit=PAGE, session_id=session_id, task_id=task_id)
+            for entry in page.entries:
+                yield format_position(entry.position), entry.fields
+            after, more = page.last, page.more
 
     async def blob(self, tenant_id: str, sha256: str) -> bytes:
         """From the archive, else from Redis."""

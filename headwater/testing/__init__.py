@@ -11,7 +11,6 @@ Nothing is imitated: Redis and PostgreSQL are real and embedded, and the provide
 
 from headwater.simulator import AnswerRule, FaultRule
 from headwater.testing.given import Supervised, agent, rules
-from headwater.testing.harness import Harness, TaskRun, running
-from headwater.testing.plugin import TeamRunner
+from headwater.testing.harness import Harness, TaskRun, TeamRunner, running
 
 __all__ = ["AnswerRule", "FaultRule", "Harness", "Supervised", "TaskRun", "TeamRunner", "agent", "rules", "running"]

@@ -2,15 +2,17 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import web
 from faststream.redis import RedisBroker
 
+from handlers.llm import LlmService
+from handlers.provider import LitellmProvider
 from handlers.team import Team
 from headwater import simulator
 from headwater.client import Headwater
@@ -28,6 +30,7 @@ from schemas.task import Accepted, NewTask, TaskOutcome
 from streams.connection import open_streams
 from streams.log import readable
 
+T = TypeVar("T")
 TENANT = "test"
 TIMEOUT_S = 60.0
 SIMULATOR_PRICES = Path(simulator.__file__).with_name("prices.json")
@@ -104,6 +107,27 @@ class Harness:
         return list(self._bill.entries)
 
 
+class TeamRunner:
+    """The fixture `headwater`: `run_task` runs one task on real servers and returns when it has ended."""
+
+    def __init__(self, endpoints: Endpoints) -> None:
+        self.endpoints = endpoints
+
+    def run_task(self, team: Team, text: str, *, answers: Any = (), faults: Any = (), **fields: Any) -> TaskRun:
+        """Run one task of `team`. `fields` as in a task file, such as `type`, `data` or `tenant`."""
+
+        async def run() -> TaskRun:
+            async with running(team, self.endpoints, answers=answers, faults=faults) as harness:
+                return await harness.run_task(text, **fields)
+
+        return self.run(run())
+
+    @staticmethod
+    def run(work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine of a test that needs more than one task; see `headwater.testing.running`."""
+        return asyncio.run(work)
+
+
 @contextlib.asynccontextmanager
 async def running(
     team: Team,
@@ -133,7 +157,10 @@ async def running(
         await _flush(own.redis_url, options.shards)
         hw = await stack.enter_async_context(Headwater(options, own))
         await migrate(hw.pool)
-        broker = _broker(own, hw, team, options)
+        provider = LitellmProvider(options.llm_base_url, options.llm_api_key)
+        await provider.warm_up()
+        stack.push_async_callback(provider.aclose)
+        broker = _broker(own, hw, team, options, make_llm(options, provider))
         await broker.start()
         stack.push_async_callback(broker.stop)
         yield Harness(hw, url, app[BILL])
@@ -154,10 +181,10 @@ def _settings(endpoints: Endpoints, provider_url: str, prices: Path | None) -> d
     }
 
 
-def _broker(endpoints: Endpoints, hw: Headwater, team: Team, settings: Settings) -> RedisBroker:
+def _broker(endpoints: Endpoints, hw: Headwater, team: Team, settings: Settings, llm: LlmService) -> RedisBroker:
     broker = make_broker(endpoints.redis_url, hw.streams)
     add_decider(broker, hw.streams, team, settings)
-    add_runner(broker, hw.streams, team, make_llm(settings), settings, worker_name())
+    add_runner(broker, hw.streams, team, llm, settings, worker_name())
     add_projector(broker, hw.streams, Runner(hw.pool, hw.streams.log), settings)
     return broker
 

@@ -1,19 +1,14 @@
-"""The pytest fixtures. Switch them on with `pytest_plugins = ["headwater.testing.plugin"]` in a conftest."""
+"""The pytest fixtures: `pytest_plugins = ["headwater.testing.plugin"]` in the top conftest switches them on."""
 
-import asyncio
 import os
 import tempfile
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pytest
 
-from handlers.team import Team
 from headwater.embedded import EmbeddedServers, Endpoints
-from headwater.testing.harness import TaskRun, running
-
-T = TypeVar("T")
+from headwater.testing.harness import TeamRunner
 
 
 @pytest.fixture(scope="session")
@@ -30,27 +25,6 @@ def headwater_servers() -> Iterator[Endpoints]:
         Path(data).chmod(0o711)
         with EmbeddedServers(Path(data)) as endpoints:
             yield endpoints
-
-
-class TeamRunner:
-    """The fixture `headwater`: `run_task` runs one task on real servers and returns when it has ended."""
-
-    def __init__(self, endpoints: Endpoints) -> None:
-        self.endpoints = endpoints
-
-    def run_task(self, team: Team, text: str, *, answers: Any = (), faults: Any = (), **fields: Any) -> TaskRun:
-        """Run one task of `team`. `fields` as in a task file, such as `type`, `data` or `tenant`."""
-
-        async def run() -> TaskRun:
-            async with running(team, self.endpoints, answers=answers, faults=faults) as harness:
-                return await harness.run_task(text, **fields)
-
-        return self.run(run())
-
-    @staticmethod
-    def run(work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine of a test that needs more than one task; see `headwater.testing.running`."""
-        return asyncio.run(work)
 
 
 @pytest.fixture
