@@ -1,6 +1,7 @@
 """Executes calls: an agent is run, or a question of the supervisor's is answered; the facts go out to be settled."""
 
 import asyncio
+import contextlib
 import time
 
 import structlog
@@ -11,8 +12,9 @@ from handlers.journal import Journal
 from handlers.llm import LlmService
 from handlers.questions import Questions
 from handlers.registry import AgentRegistry
+from handlers.tracing import ExecutionTracer
 from schemas.bodies import AgentCancelled, AgentCompleted, AgentFailed, EventBody, HandoffProposed, SupervisorAnswered
-from schemas.call import SubtaskResult
+from schemas.call import Call, SubtaskResult
 from schemas.content import seal
 from schemas.errors import StaleLeaseError, UnavailableError
 from schemas.event import AgentEvent
@@ -29,11 +31,20 @@ MAX_DELIVERIES = 5
 class AgentRunner:
     """Executes calls. `handle` is a FastStream handler; what it returns settles the call."""
 
-    def __init__(self, streams: Streams, registry: AgentRegistry, llm: LlmService, *, lease_ms: int) -> None:
+    def __init__(
+        self,
+        streams: Streams,
+        registry: AgentRegistry,
+        llm: LlmService,
+        *,
+        lease_ms: int,
+        tracer: ExecutionTracer | None = None,
+    ) -> None:
         self._streams = streams
         self._registry = registry
         self._llm = llm
         self._lease_ms = lease_ms
+        self._tracer = tracer
         self._questions = Questions(streams, registry, llm)
 
     async def handle(self, taken: TakenCall) -> list[AgentEvent]:
@@ -105,7 +116,8 @@ class AgentRunner:
         capability = capability_for(agent.registration, task, handoff)
         check_input(capability, task, handoff)
         context = TaskContext(journal, self._llm, handoff, await self._prerequisites(journal))
-        result = await agent.invoke(task, context)
+        with self._traced(call):
+            result = await agent.invoke(task, context)
         handed_over = isinstance(result, HandOver)
         if not handed_over:
             check_output(capability, jsonable(result))
@@ -123,6 +135,13 @@ class AgentRunner:
                 HandoffProposed(call_id=call.call_id, payload=result.proposal, given=tuple(journal.given)),
             ]
         return [completed]
+
+    def _traced(self, call: Call) -> contextlib.AbstractContextManager[None]:
+        if self._tracer is None:
+            return contextlib.nullcontext()
+        return self._tracer.trace_agent_execution(
+            call.agent_id, call.tenant_id, call.session_id, task_id=call.task_id, call_id=call.call_id
+        )
 
     @staticmethod
     async def _prerequisites(journal: Journal) -> tuple[SubtaskResult, ...]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from headwater.embedded import EmbeddedServers
     from headwater.orchestrator import SupervisorOrchestrator
     from headwater.settings import Settings, get_settings
+    from headwater.tracing import AgentTracer, init_langfuse
     from projections.cost_tracker import CostTracker
     from schemas.errors import HandoffRejectedError, HeadwaterError, TaskFailedError
     from schemas.event import AgentEvent
@@ -37,6 +38,7 @@ _HOMES = {
     "AgentRegistration": "handlers.agents",
     "AgentRegistry": "handlers.registry",
     "AgentStatus": "handlers.agents",
+    "AgentTracer": "headwater.tracing",
     "BaseAgent": "handlers.agents",
     "CostTracker": "projections.cost_tracker",
     "Completion": "handlers.llm",
@@ -66,6 +68,7 @@ _HOMES = {
     "create_app": "headwater.app",
     "get_agent_registry": "handlers.registry",
     "get_settings": "headwater.settings",
+    "init_langfuse": "headwater.tracing",
     "is_complex": "handlers.decomposition",
     "never": "handlers.decomposition",
 }
@@ -77,6 +80,7 @@ __all__ = [
     "AgentRegistration",
     "AgentRegistry",
     "AgentStatus",
+    "AgentTracer",
     "BaseAgent",
     "Completion",
     "CostTracker",
@@ -106,6 +110,7 @@ __all__ = [
     "create_app",
     "get_agent_registry",
     "get_settings",
+    "init_langfuse",
     "is_complex",
     "never",
 ]

@@ -11,6 +11,7 @@ from headwater.embedded import Endpoints
 from headwater.runtime import add_decider, add_projector, add_runner, make_broker, make_llm, worker_name
 from headwater.settings import Settings
 from headwater.teams import load_team
+from headwater.tracing import exporting, init_langfuse
 from projections.db import connect, migrate
 from projections.rebuild import rebuild_outdated
 from projections.runner import Runner
@@ -33,7 +34,7 @@ async def run_worker(settings: Settings, endpoints: Endpoints, *, provider: Prov
         if provider is None:
             provider = LitellmProvider(settings.llm_base_url, settings.llm_api_key)
             await provider.warm_up()
-        add_runner(broker, streams, team, make_llm(settings, provider), settings, worker)
+        add_runner(broker, streams, team, make_llm(settings, provider), settings, worker, init_langfuse(settings))
     try:
         logger.info("worker_started", worker=worker, agents=[agent.agent_id for agent in team.registry])
         await _run_until_stopped(broker)
@@ -51,8 +52,9 @@ async def run_projector(settings: Settings, endpoints: Endpoints) -> None:
         await rebuild_outdated(pool)
         broker = make_broker(endpoints.redis_url, streams)
         add_projector(broker, streams, Runner(pool, streams.log), settings)
-        logger.info("projector_started")
-        await _run_until_stopped(broker)
+        async with exporting(settings, pool):
+            logger.info("projector_started")
+            await _run_until_stopped(broker)
     finally:
         await pool.close()
         await streams.close()

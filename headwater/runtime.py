@@ -13,6 +13,7 @@ from handlers.provider import LitellmProvider, Provider
 from handlers.runner import AgentRunner
 from handlers.supervisor import SUPERVISOR, WANTED, Rules
 from handlers.team import Team
+from handlers.tracing import ExecutionTracer
 from headwater.settings import Settings
 from projections.runner import Runner
 from schemas.event import AgentEvent
@@ -73,10 +74,16 @@ def add_decider(broker: RedisBroker, streams: Streams, team: Team, settings: Set
 
 
 def add_runner(
-    broker: RedisBroker, streams: Streams, team: Team, llm: LlmService, settings: Settings, worker: str
+    broker: RedisBroker,
+    streams: Streams,
+    team: Team,
+    llm: LlmService,
+    settings: Settings,
+    worker: str,
+    tracer: ExecutionTracer | None = None,
 ) -> CallSubscriber:
     """The agents, running the calls that the supervisor ordered."""
-    runner = AgentRunner(streams, team.registry, llm, lease_ms=settings.lease_ms)
+    runner = AgentRunner(streams, team.registry, llm, lease_ms=settings.lease_ms, tracer=tracer)
     capacity = {agent.agent_id: agent.registration.max_concurrent_tasks for agent in team.registry}
     capacity[SUPERVISOR] = QUESTIONS_AT_ONCE
     subscriber = CallSubscriber(broker, streams, worker, lease_ms=settings.lease_ms, capacity=capacity)

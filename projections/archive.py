@@ -1,14 +1,16 @@
 """The archive: the whole log, verbatim, and the blobs it refers to. It outlives the trimming of a stream (I10)."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
+import asyncpg
 import orjson
 
 from projections.db import Connection
 from projections.projection import Position, Recorded
 from schemas.content import blob_of
-from schemas.event import FIELDS
+from schemas.event import FIELDS, AgentEvent, decode_body
 
 _COLUMNS = ("tenant", "ms", "seq", *FIELDS)
 
@@ -24,6 +26,23 @@ class Archive:
         """Copy the entries as they are stored."""
         rows = [(entry.event.tenant_id, *entry.position, *(entry.fields[name] for name in FIELDS)) for entry in batch]
         await conn.copy_records_to_table("events", records=rows, columns=_COLUMNS)
+
+
+def read_event(row: asyncpg.Record) -> AgentEvent:
+    """The event in a row of `events`, upcast to today's version."""
+    return AgentEvent(
+        id=row["id"],
+        tenant_id=row["tenant"],
+        session_id=row["session"],
+        task_id=row["task"],
+        priority=row["priority"],
+        source_agent_id=row["source"],
+        call_chain=tuple(row["chain"].split(">")),
+        parent_event_id=row["parent"] or None,
+        at=datetime.fromisoformat(row["at"]),
+        body=decode_body(row["type"], row["v"], row["body"]),
+        position=f"{row['ms']}-{row['seq']}",
+    )
 
 
 async def keep_unreadable(
@@ -46,13 +65,18 @@ async def keep_blobs(conn: Connection, blobs: Mapping[tuple[str, str], bytes]) -
 
 def blob_hashes(body: str) -> set[str]:
     """The hashes of all blobs that a stored body refers to."""
-    return set(_walk(orjson.loads(body))) if '"$blob"' in body else set()
+    return set(blob_sizes(body))
 
 
-def _walk(value: Any) -> Iterator[str]:
+def blob_sizes(body: str) -> dict[str, int]:
+    """The blobs that a stored body refers to: SHA-256 → bytes, as the reference states them."""
+    return dict(_walk(orjson.loads(body))) if '"$blob"' in body else {}
+
+
+def _walk(value: Any) -> Iterator[tuple[str, int]]:
     sha = blob_of(value)
     if sha is not None:
-        yield sha
+        yield sha, value["bytes"] if isinstance(value["bytes"], int) else 0
     elif isinstance(value, dict):
         for item in value.values():
             yield from _walk(item)

@@ -3,17 +3,16 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
 
 import asyncpg
 import structlog
 
+from projections.archive import read_event
 from projections.db import Connection, Pool, database_errors
 from projections.projection import Projection, Recorded
 from projections.runner import APPLY_LOCK, PROJECTIONS
 from schemas.bodies import BODIES
 from schemas.errors import InvalidInputError
-from schemas.event import AgentEvent, decode_body
 
 logger = structlog.get_logger(__name__)
 
@@ -82,21 +81,7 @@ async def _rebuild_one(conn: Connection, projection: Projection, progress: Progr
 
 
 def _recorded(row: asyncpg.Record) -> Recorded:
-    position = (row["ms"], row["seq"])
-    event = AgentEvent(
-        id=row["id"],
-        tenant_id=row["tenant"],
-        session_id=row["session"],
-        task_id=row["task"],
-        priority=row["priority"],
-        source_agent_id=row["source"],
-        call_chain=tuple(row["chain"].split(">")),
-        parent_event_id=row["parent"] or None,
-        at=datetime.fromisoformat(row["at"]),
-        body=decode_body(row["type"], row["v"], row["body"]),
-        position=f"{row['ms']}-{row['seq']}",
-    )
-    return Recorded(event, position, {})
+    return Recorded(read_event(row), (row["ms"], row["seq"]), {})
 
 
 @dataclass(frozen=True, slots=True)
