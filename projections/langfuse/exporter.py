@@ -19,7 +19,6 @@ from schemas.errors import UnavailableError
 
 logger = structlog.get_logger(__name__)
 
-MAX_SPANS = 200
 MAX_BYTES = 2_000_000
 """A request's size before compression; one event that is larger travels alone."""
 
@@ -34,6 +33,8 @@ class ExporterOptions:
     poll_s: float = 1.0
     first_backoff_s: float = 1.0
     max_backoff_s: float = 60.0
+    max_spans: int = 200
+    """In one request."""
 
 
 class Exporter:
@@ -107,7 +108,7 @@ class Exporter:
     async def _send_all(self, outbox: Outbox, items: Sequence[OnItsWay]) -> float:
         """Send what was marked as sent, in requests of a bounded size."""
         rest = list(items)
-        for batch in _batches(items):
+        for batch in _batches(items, self._options.max_spans):
             made = await self._make(outbox, batch)
             result = await self._send(outbox, made)
             rest = rest[len(batch) :]
@@ -130,7 +131,7 @@ class Exporter:
                 made.append((item, makers.get(item.event.tenant_id, alone).make(item.event)))
             except Exception as error:
                 # One odd event must not hold up the others for ever.
-                logger.exception("langfuse_span_not_made", tenant=item.event.tenant_id, event=item.event.id)
+                logger.exception("langfuse_span_not_made", tenant=item.event.tenant_id, event_id=item.event.id)
                 await outbox.refused(item, f"{type(error).__name__}: {error}")
         return made
 
@@ -161,7 +162,7 @@ class Exporter:
                 if smaller is not None:
                     return await self._send(outbox, [(item, smaller)])
                 logger.error(
-                    "langfuse_span_refused", tenant=item.event.tenant_id, event=item.event.id, error=result.error
+                    "langfuse_span_refused", tenant=item.event.tenant_id, event_id=item.event.id, error=result.error
                 )
                 await outbox.refused(item, result.error)
         return None
@@ -175,11 +176,11 @@ class Exporter:
         return max(self._backoff_s, min(retry_after_s or 0, options.max_backoff_s))
 
 
-def _batches(items: Sequence[OnItsWay]) -> Iterator[list[OnItsWay]]:
+def _batches(items: Sequence[OnItsWay], max_spans: int) -> Iterator[list[OnItsWay]]:
     batch: list[OnItsWay] = []
     size = 0
     for item in items:
-        if batch and (len(batch) == MAX_SPANS or size + item.size_bytes > MAX_BYTES):
+        if batch and (len(batch) == max_spans or size + item.size_bytes > MAX_BYTES):
             yield batch
             batch, size = [], 0
         batch.append(item)
