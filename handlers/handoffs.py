@@ -23,9 +23,11 @@ class Verdict:
     warnings: tuple[str, ...] = ()
 
 
-def judge_structure(call: OpenCall, payload: HandoffProposal, team: Team) -> list[str]:
+def judge_structure(tenant_id: str, call: OpenCall, payload: HandoffProposal, team: Team) -> list[str]:
     """Every reason against the form of a handoff: its own rules, and that it says what the log knows."""
     reasons = structural_problems(payload)
+    if payload.tenant_id != tenant_id:
+        reasons.append(f"tenant {payload.tenant_id!r} is not {tenant_id!r}, whose task this is")
     if payload.source_agent_id != call.agent_id:
         reasons.append(f"source agent {payload.source_agent_id!r} is not {call.agent_id!r}, which proposed it")
     if payload.call_chain != call.call_chain:

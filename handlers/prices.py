@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from pydantic import ValidationError
 
 from schemas.content import canonical_json, content_hash
 from schemas.errors import ConfigurationError
@@ -75,8 +76,10 @@ def _own(path: Path) -> dict[str, dict[str, Any]]:
         for model, entry in table.items():
             try:
                 Rates.from_litellm(entry)
-            except (ArithmeticError, AttributeError, TypeError, KeyError) as error:
-                raise ConfigurationError(f"price file {path}: model {model!r} has a rate that is no number") from error
+            except (ArithmeticError, AttributeError, TypeError, KeyError, ValidationError) as error:
+                raise ConfigurationError(
+                    f"price file {path}: model {model!r} has a rate that is no number, or a negative one"
+                ) from error
     except OSError as error:
         raise ConfigurationError(f"price file {path} cannot be read: {error.strerror}") from error
     except (orjson.JSONDecodeError, AttributeError) as error:

@@ -43,15 +43,15 @@ class HybridRouter:
             name = getattr(rule, "__name__", type(rule).__name__)
             try:
                 agent_id = rule(task)
+                if agent_id is not None:
+                    return _by_rule(rule, name, agent_id)
             except Exception as error:
+                # Also when it names what cannot be an agent's id.
                 logger.warning("rule_failed", rule=name, task=task.task_id, error=f"{type(error).__name__}: {error}")
-                continue
-            if agent_id is not None:
-                why = (inspect.getdoc(rule) or "").split("\n", 1)[0]
-                return RoutingDecision(
-                    agent_id=agent_id,
-                    routed_by="rules",
-                    confidence=1.0,
-                    reasoning=f"rule {name}: {why}" if why else f"rule {name}",
-                )
         return None
+
+
+def _by_rule(rule: Rule, name: str, agent_id: str) -> RoutingDecision:
+    why = (inspect.getdoc(rule) or "").split("\n", 1)[0]
+    reasoning = f"rule {name}: {why}" if why else f"rule {name}"
+    return RoutingDecision(agent_id=agent_id, routed_by="rules", confidence=1.0, reasoning=reasoning)

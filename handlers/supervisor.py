@@ -221,7 +221,7 @@ def _proposed(case: _Case, body: HandoffProposed) -> list[Decision]:
     """A handoff: structural check first; a STRICT one that is well-formed is then checked by a model (row C3)."""
     call, payload = case.state.calls[body.call_id], body.payload
     strictness = case.rules.strictness
-    reasons = judge_structure(call, payload, case.rules.team)
+    reasons = judge_structure(case.state.tenant_id, call, payload, case.rules.team)
     if reasons:
         return _verdict(case, case.event.id, body, Verdict(tuple(reasons), failed_check="structural"))
     if strictness.needs_semantic_check(payload.payload_type, case.state.tenant_id):

@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -45,10 +45,13 @@ class Settings(BaseSettings):
     url: str | None = Field(default=None, description="A remote Headwater that the commands talk to, over HTTP.")
     key: str | None = Field(default=None, description="API key for `HEADWATER_URL`.", repr=False)
     fast_models: Models = Field(
-        default=("openai/gpt-4o-mini",), description="Models of the tier `fast`, comma-separated, in order of fallback."
+        default=("openai/gpt-4o-mini",),
+        min_length=1,
+        description="Models of the tier `fast`, comma-separated, in order of fallback.",
     )
     reasoning_models: Models = Field(
         default=("openai/o4-mini",),
+        min_length=1,
         description="Models of the tier `reasoning`, comma-separated, in order of fallback.",
     )
     llm_base_url: str | None = Field(
@@ -66,8 +69,12 @@ class Settings(BaseSettings):
     )
     idempotency_hours: int = Field(default=24, ge=1, description="How long an idempotency key is remembered.")
     tenant_labels: int = Field(default=100, ge=1, description="Tenants with labels of their own in /metrics.")
-    log_level: str = Field(default="info", description="debug, info, warning or error.")
-    fsync: str = Field(default="everysec", description="appendfsync of the embedded Redis: everysec or always.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="debug, info, warning or error."
+    )
+    fsync: Literal["everysec", "always"] = Field(
+        default="everysec", description="appendfsync of the embedded Redis: everysec or always."
+    )
     langfuse_public_key: str | None = Field(
         default=None,
         validation_alias="LANGFUSE_PUBLIC_KEY",
@@ -92,6 +99,11 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(m.strip() for m in value.split(",") if m.strip()) if isinstance(value, str) else value
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
 
     @property
     def has_langfuse(self) -> bool:

@@ -1,8 +1,9 @@
 """Handoffs: what an agent proposes, and what a well-formed one is (contract rows C1 and C2, structural part)."""
 
+from math import isfinite
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, model_validator
 
 from schemas.content import Json
 from schemas.ids import AgentId, TenantId
@@ -24,6 +25,11 @@ class HandoffProposal(BaseModel):
     confidence: float
     call_chain: tuple[str, ...]
     reason: str = ""
+
+    @field_serializer("confidence", when_used="json")
+    def _confidence(self, value: float) -> float | str:
+        # JSON has no NaN; as null it could not be read back, and nobody could say what was wrong with the handoff.
+        return value if isfinite(value) else str(value)
 
 
 class HandoffPayload(BaseModel):

@@ -17,7 +17,7 @@ from schemas.errors import InvalidInputError
 _TENANT = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _AGENT = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}")
 _KEY = re.compile(r"[!-~]{1,200}")
-_LABEL = re.compile(r"[^\x00-\x1f\x7f]{1,128}")
+_LABEL = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,128}")
 
 
 def new_id() -> str:
@@ -55,10 +55,14 @@ def check_agent_id(value: str) -> str:
 
 
 def check_session_id(value: str) -> str:
-    """Return `value` if it is a session id (1 to 128 characters, no control characters)."""
+    """Return `value` if it is a session id (1 to 128 characters, no control characters, no lone surrogates).
+
+    A lone surrogate is how a byte that is not UTF-8 arrives from a command line: it could be written and not read.
+    """
     if not isinstance(value, str) or not _LABEL.fullmatch(value):
         raise InvalidInputError(
-            f"session id {str(value)[:80]!r} is not allowed: use 1 to 128 characters, none of them control characters"
+            f"session id {str(value)[:80]!r} is not allowed: use 1 to 128 characters, none of them a control character"
+            " or a byte that is not UTF-8"
         )
     return value
 

@@ -15,6 +15,9 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 DecimalText = Annotated[str, Field(pattern=r"^-?[0-9]{1,20}(\.[0-9]{1,40})?$")]
 """A decimal number in plain digits."""
 
+Rate = Annotated[Decimal, Field(ge=0)]
+"""US dollars per token: finite, and never negative."""
+
 CostStatus = Literal["priced", "unpriced", "not_billed", "unknown"]
 """priced: computed from rates. unpriced: tokens known, no rates for the model. not_billed: the provider refused
 with an HTTP error. unknown: the answer was never read in full, so the provider may or may not have billed."""
@@ -42,11 +45,11 @@ class Rates(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    input_uncached: Decimal
-    cache_read: Decimal
-    cache_write: Decimal
-    output_text: Decimal
-    output_reasoning: Decimal
+    input_uncached: Rate
+    cache_read: Rate
+    cache_write: Rate
+    output_text: Rate
+    output_reasoning: Rate
 
     @classmethod
     def from_litellm(cls, entry: dict[str, Any], *, output: bool = True) -> "Rates | None":

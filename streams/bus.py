@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 
 from schemas.bodies import TaskCancelRequested, TaskSubmitted
 from schemas.content import canonical_json, content_hash, seal
-from schemas.errors import IdempotencyConflictError, TenantMismatchError
-from schemas.event import AgentEvent, encode
+from schemas.errors import IdempotencyConflictError, InvalidInputError, TenantMismatchError, UnreadableEventError
+from schemas.event import FIELDS, AgentEvent, decode, encode
 from schemas.ids import check_tenant_id, derived_id, new_id
 from schemas.task import Accepted, NewTask
 from streams.connection import Streams
@@ -85,11 +85,13 @@ class TenantEventBus:
 
         Raises:
             TenantMismatchError: the event is another tenant's.
+            InvalidInputError: the entry could not be read back as this event. Nothing was written.
         """
         if event.tenant_id != self.tenant_id:
             raise TenantMismatchError(
                 f"event {event.id} of tenant {event.tenant_id!r} does not match the bus of {self.tenant_id!r}"
             )
+        _check_readable(event)
         _, position, _ = await self._append(event, None, "-")
         return position
 
@@ -113,3 +115,13 @@ class TenantEventBus:
     def follow(self, *, after: str = "0-0") -> AsyncIterator[Entry]:
         """All entries after a position, then new ones as they come."""
         return self._streams.log.follow(self.tenant_id, after=after)
+
+
+def _check_readable(event: AgentEvent) -> None:
+    values = [value.decode() if isinstance(value, bytes) else value for value in encode(event, {})]
+    try:
+        again = decode(event.tenant_id, "0-0", dict(zip(FIELDS, values, strict=True)))
+    except UnreadableEventError as error:
+        raise InvalidInputError(f"event {event.id!r} could not be read back: {error}") from error
+    if again.call_chain != event.call_chain:
+        raise InvalidInputError(f"event {event.id!r}: an agent id in {list(event.call_chain)} has the separator '>'")
