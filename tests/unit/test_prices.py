@@ -43,7 +43,7 @@ def test_own_prices_are_over_the_bundled_ones(tmp_path: Path) -> None:
     table = PriceTable.load(own)
     rates = table.rates("openai/gpt-4o-mini")
     assert rates is not None
-    assert (rates.input_uncached, rates.output_text) == (1, Decimal("2.5"))
+    assert (rates.input_uncached, rates.output_text) == (Decimal(1), Decimal("2.5"))
     assert table.rates("gpt-4o") is not None
 
 

@@ -7,8 +7,8 @@ from pydantic import ValidationError
 
 from handlers.agents import AgentCapability, AgentRegistration, BaseAgent
 from handlers.registry import AgentRegistry
+from headwater.testing import agent
 from schemas.errors import InvalidInputError, NotFoundError
-from tests.unit.given import agent
 
 READ = AgentCapability(name="read", description="Reads.")
 
@@ -94,6 +94,6 @@ def test_the_list_is_ready_for_a_prompt() -> None:
 )
 def test_a_wrong_registration_is_refused(wrong: dict[str, Any]) -> None:
     fields = {"agent_id": "a", "name": "A", "description": "does"}
-    assert AgentRegistration(**fields).max_concurrent_tasks == 5  # type: ignore[arg-type]  # plain texts
+    assert AgentRegistration(**fields).max_concurrent_tasks == 5
     with pytest.raises(ValidationError):
         AgentRegistration(**fields | wrong)

@@ -11,6 +11,7 @@ import pytest
 
 from handlers.supervisor import WANTED, decide, evolve
 from handlers.team import Team
+from headwater.testing.given import Supervised, agent, rules, types_of
 from schemas.bodies import (
     BODIES,
     DECISIONS,
@@ -22,7 +23,6 @@ from schemas.bodies import (
 )
 from schemas.handoff import HandoffProposal
 from schemas.task import Task
-from tests.unit.given import Supervised, agent, rules, types_of
 
 CHAIN = ("user", "supervisor", "triage")
 
