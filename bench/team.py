@@ -26,7 +26,7 @@ class Researcher(BaseAgent):
     async def execute(self, task: Task, context: TaskContext) -> HandOver:
         """One request, one handoff."""
         found = await context.llm.complete(task.text, system="Find the facts.", temperature=0)
-        return context.hand_over("writer", payload_type="research_result", content={"facts": found.text})
+        return context.hand_over("writer", payload_type="status_report", content={"facts": found.text})
 
 
 class Writer(BaseAgent):
