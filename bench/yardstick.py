@@ -213,7 +213,7 @@ class Yardstick:
         leased = await self._send("lease", {shard: [item] for shard in self._shards[lane]})
         commits: dict[int, list[Any]] = {}
         ended = 0
-        for shard, [batches] in leased.items():
+        for shard, [[batches, _]] in leased.items():
             for tenant, epoch, start, end, entries, _ in batches:
                 commit: dict[str, Any] = {"reader": "decider", "tenant": tenant, "epoch": epoch, "from": start,
                                           "to": end, "facts": [], "calls": [], "states": [], "ended": [],
@@ -225,11 +225,11 @@ class Yardstick:
         return ended
 
     async def _work(self, lane: int) -> None:
-        wants = {"worker": WORKER, "lease_ms": 10_000, "wants": [("researcher", 32), ("writer", 32)]}
+        wants = {"worker": WORKER, "lease_ms": 10_000, "wants": [("researcher", 32, 0), ("writer", 32, 0)]}
         taken = await self._send("take", {shard: [wants] for shard in self._shards[lane]})
         records: dict[int, list[Any]] = {}
         settles: dict[int, list[Any]] = {}
-        for shard, [calls] in taken.items():
+        for shard, [[calls, _]] in taken.items():
             for tenant, agent, call, delivery, *_ in calls:
                 task, first = f"{call[:-2]}00", 2 if agent == "researcher" else 7
                 facts = [_filled(fact, task, call, first + n) for n, fact in enumerate(_Script.runs[agent])]
