@@ -47,7 +47,7 @@ def _proposal() -> HandoffProposal:
         source_agent_id="researcher",
         target_agent_id="writer",
         tenant_id="acme",
-        payload_type="status_report",
+        payload_type="research_result",
         content={"facts": ANSWER},
         confidence=1.0,
         call_chain=_CHAIN,
@@ -130,8 +130,8 @@ class _Script:
         HandoffAccepted(
             source_agent_id="researcher",
             target_agent_id="writer",
-            payload_type="status_report",
-            strictness="lenient",
+            payload_type="research_result",
+            strictness="strict",
             checks=("structural",),
             call_id=_CALL,
         ),
@@ -213,8 +213,8 @@ class Yardstick:
         leased = await self._send("lease", {shard: [item] for shard in self._shards[lane]})
         commits: dict[int, list[Any]] = {}
         ended = 0
-        for shard, [[batches, _]] in leased.items():
-            for tenant, epoch, start, end, entries, _ in batches:
+        for shard, [reply] in leased.items():
+            for tenant, epoch, start, end, entries, *_ in reply[0]:
                 commit: dict[str, Any] = {"reader": "decider", "tenant": tenant, "epoch": epoch, "from": start,
                                           "to": end, "facts": [], "calls": [], "states": [], "ended": [],
                                           "notify": []}  # fmt: skip
@@ -225,12 +225,12 @@ class Yardstick:
         return ended
 
     async def _work(self, lane: int) -> None:
-        wants = {"worker": WORKER, "lease_ms": 10_000, "wants": [("researcher", 32, 0), ("writer", 32, 0)]}
+        wants = {"worker": WORKER, "lease_ms": 10_000, "wants": [("researcher", 32), ("writer", 32)]}
         taken = await self._send("take", {shard: [wants] for shard in self._shards[lane]})
         records: dict[int, list[Any]] = {}
         settles: dict[int, list[Any]] = {}
-        for shard, [[calls, _]] in taken.items():
-            for tenant, agent, call, delivery, *_ in calls:
+        for shard, [reply] in taken.items():
+            for tenant, agent, call, delivery, *_ in reply[0]:
                 task, first = f"{call[:-2]}00", 2 if agent == "researcher" else 7
                 facts = [_filled(fact, task, call, first + n) for n, fact in enumerate(_Script.runs[agent])]
                 token = {"tenant": tenant, "call": call, "worker": WORKER, "delivery": delivery}

@@ -11,9 +11,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError, TimeoutError
 
 from schemas.errors import ConfigurationError, UnavailableError
-from streams.functions import Functions, RedisClient, load_library
+from streams.functions import Functions
 from streams.keys import META, Keys
 from streams.log import Log
+from streams.wire import RedisClient, load_library
 
 logger = structlog.get_logger(__name__)
 

@@ -1,48 +1,64 @@
-"""Which shards a reader should look at, without polling: it blocks on the shards' bells while nothing is ready."""
+"""Hears which shards have something ready, without polling: it blocks on the shards' bells while there is nothing."""
 
 import asyncio
 import time
+from collections.abc import Collection
 
 from redis.asyncio.cluster import RedisCluster
 
-from streams.functions import RedisClient
 from streams.keys import Keys
+from streams.wire import RedisClient
 
 SWEEP_S = 1.0
-"""An idle reader looks at every shard this often: for leases that ended, and for bells lost with a connection."""
+"""A reader looks at every shard this often: for leases that ended, and for bells lost with a connection."""
 LISTEN_S = 0.005
 """A busy reader asks for newly rung bells this often, so that no shard waits for the busy ones."""
 BUSY_S = 0.001
 """A blocking read that returns this soon found a bell that had been rung before."""
+MAX_TOKENS = 256
+"""How many tokens of one bell are taken at once."""
+
+Heard = dict[int, set[str]]
+"""Shard → what was rung for: the agents that calls wait for, or "1" for a log reader."""
 
 
 class Doorbell:
-    """Tracks the *hot* shards of one reader: those that may have something ready."""
+    """The bells of one reader, on all shards. Holds one connection while it waits."""
 
     def __init__(self, redis: RedisClient, keys: Keys, reader: str) -> None:
         self._redis = redis
         self._bells = [keys.bell(shard, reader) for shard in range(keys.shards)]
-        self._hot = set(range(keys.shards))
         self._listened_at = 0.0
-        self.swept = True
-        """True when the last call of `shards` was a sweep over all of them."""
+        self._swept_at = 0.0
         # One blocking read serves all bells of one server; a cluster forbids keys of several slots in one command.
         cluster = isinstance(redis, RedisCluster)
         self._groups = [[s] for s in range(keys.shards)] if cluster else [list(range(keys.shards))]
-        self._waits: dict[int, asyncio.Task[int | None]] = {}
+        self._waits: dict[int, asyncio.Task[tuple[int, str] | None]] = {}
 
-    async def shards(self) -> list[int]:
-        """The shards to look at now; waits up to `SWEEP_S` while there are none, then returns all."""
-        self.swept = False
-        if not self._hot:
-            await self._wait()
-        elif time.monotonic() - self._listened_at > LISTEN_S:
-            await self._listen()
-        return sorted(self._hot)
+    def sweep_is_due(self) -> bool:
+        """True once every `SWEEP_S`, at the first call too: time to look at every shard."""
+        now = time.monotonic()
+        if now - self._swept_at < SWEEP_S:
+            return False
+        self._swept_at = now
+        return True
 
-    def cold(self, shard: int) -> None:
-        """Nothing is ready in this shard until its bell rings."""
-        self._hot.discard(shard)
+    def sweep_again(self) -> None:
+        """Bells may have been lost: the next sweep is due now."""
+        self._swept_at = 0.0
+
+    async def hear(self, wait_s: float, *, skip: Collection[int] = (), interrupt: asyncio.Event | None = None) -> Heard:
+        """What was rung for since the last call; waits for it until `wait_s`, the next sweep or `interrupt`.
+
+        With `wait_s` 0 it asks no more often than every `LISTEN_S`, and not for the shards in `skip`.
+        """
+        now = time.monotonic()
+        wait_s = min(wait_s, self._swept_at + SWEEP_S - now)
+        if wait_s > 0:
+            return await self._wait(wait_s, interrupt)
+        if now - self._listened_at > LISTEN_S:
+            return await self._listen(skip)
+        return {}
 
     async def close(self) -> None:
         """Stop waiting."""
@@ -50,40 +66,44 @@ class Doorbell:
             task.cancel()
         await asyncio.gather(*self._waits.values(), return_exceptions=True)
 
-    async def _wait(self) -> None:
+    async def _wait(self, wait_s: float, interrupt: asyncio.Event | None) -> Heard:
         asked_at = time.monotonic()
         for index, group in enumerate(self._groups):
             if index not in self._waits:
                 self._waits[index] = asyncio.create_task(self._block(group))
-        await asyncio.wait(self._waits.values(), return_when=asyncio.FIRST_COMPLETED)
-        rung = set()
+        interrupted = None if interrupt is None else asyncio.create_task(interrupt.wait())
+        waits = [*self._waits.values(), *([interrupted] if interrupted else [])]
+        await asyncio.wait(waits, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+        if interrupted is not None:
+            interrupted.cancel()
+        heard: Heard = {}
         for index, task in list(self._waits.items()):
             if task.done():
                 del self._waits[index]
-                rung.add(task.result())
-        if rung == {None}:
-            self._hot = set(range(len(self._bells)))
-            self.swept = True
-        else:
-            self._hot = {shard for shard in rung if shard is not None}
-            if time.monotonic() - asked_at < BUSY_S:
-                # The bell was rung already: then others may be too, and a blocking read names only the first.
-                await self._listen()
-        self._listened_at = time.monotonic()
+                if (rung := task.result()) is not None:
+                    heard.setdefault(rung[0], set()).add(rung[1])
+        if heard and time.monotonic() - asked_at < BUSY_S:
+            # The bell was rung already: then others may be too, and a blocking read names only the first.
+            for shard, tokens in (await self._listen(())).items():
+                heard.setdefault(shard, set()).update(tokens)
+        return heard
 
-    async def _block(self, group: list[int]) -> int | None:
+    async def _block(self, group: list[int]) -> tuple[int, str] | None:
         popped = await self._redis.blpop([self._bells[shard] for shard in group], timeout=SWEEP_S)
         if popped is None:
             return None
-        name = popped[0]
-        return self._bells.index(name.decode() if isinstance(name, bytes) else name)
+        name, token = (item.decode() if isinstance(item, bytes) else item for item in popped)
+        return self._bells.index(name), token
 
-    async def _listen(self) -> None:
-        cold = [shard for shard in range(len(self._bells)) if shard not in self._hot]
-        if cold:
+    async def _listen(self, skip: Collection[int]) -> Heard:
+        asked = [shard for shard in range(len(self._bells)) if shard not in skip]
+        heard: Heard = {}
+        if asked:
             pipeline = self._redis.pipeline(transaction=False)
-            for shard in cold:
-                pipeline.lpop(self._bells[shard])
-            rung = await pipeline.execute()
-            self._hot.update(shard for shard, token in zip(cold, rung, strict=True) if token is not None)
+            for shard in asked:
+                pipeline.lpop(self._bells[shard], MAX_TOKENS)
+            for shard, tokens in zip(asked, await pipeline.execute(), strict=True):
+                if tokens:
+                    heard[shard] = {token.decode() for token in tokens}
         self._listened_at = time.monotonic()
+        return heard

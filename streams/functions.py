@@ -1,51 +1,24 @@
-"""The typed face of the function library `headwater.lua`, and the one place that sends it.
-
-Calls made in the same turn of the event loop, or while an earlier batch is on its way, travel together in one
-pipeline, one FCALL per function and shard. Under load this is what makes a hop cheap; when idle nothing waits.
-"""
+"""The typed face of the function library `headwater.lua`: one method a function."""
 
 import asyncio
-import contextlib
-import hashlib
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import Any
 
-import msgpack
 import structlog
-from redis.asyncio import Redis
-from redis.asyncio.cluster import RedisCluster
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError, TimeoutError
 
-from schemas.errors import (
-    ConfigurationError,
-    HeadwaterError,
-    InvalidInputError,
-    StaleLeaseError,
-    UnavailableError,
-)
-from streams.keys import META, Keys
+from schemas.errors import StaleLeaseError
+from streams.keys import AGENTS
+from streams.wire import FunctionCalls, FunctionError, RedisClient, all_of
+
+__all__ = ["Commit", "Delivery", "Fields", "FunctionError", "Functions", "NewCall", "RedisClient", "TenantBatch"]
 
 log = structlog.get_logger(__name__)
 
-RedisClient = Redis | RedisCluster
 Fields = list[str | bytes]
 """The values of one log entry, in the order of `schemas.event.FIELDS`."""
-_Group = tuple[str, int, list[tuple[bytes, asyncio.Future[Any]]]]
-"""What one FCALL carries: function, shard, and (packed item, future of its reply) pairs."""
-
-MAX_PIPELINES = 2
-"""How many pipelines are on their way at once: one is prepared here while the server works on the other."""
-MAX_ITEMS_PER_CALL = 64
-"""How many items one FCALL carries at most: Redis serves nobody else while a function runs."""
-
-
-class FunctionError(HeadwaterError):
-    """A function of the library refused one item, for a reason that is a defect or a damaged key."""
 
 
 @dataclass(slots=True)
@@ -111,21 +84,8 @@ class Delivery:
         return time.monotonic() >= self.lease_ends_at
 
 
-def library_source() -> str:
-    """The Lua source of the function library."""
-    return resources.files("streams").joinpath("headwater.lua").read_text()
-
-
-class Functions:
+class Functions(FunctionCalls):
     """Calls the function library. One per process; safe to share between tasks of one event loop."""
-
-    def __init__(self, redis: RedisClient, keys: Keys) -> None:
-        self.redis = redis
-        self.keys = keys
-        self._pending: dict[tuple[str, int], list[tuple[bytes, asyncio.Future[Any]]]] = {}
-        self._flushers: set[asyncio.Task[None]] = set()
-        self._flushing = 0
-        self._scheduled = False
 
     async def append(
         self,
@@ -172,7 +132,7 @@ class Functions:
         }
         if types is not None:
             item["types"] = dict.fromkeys(types, True)
-        replies = await _all([self._submit("lease", shard, item) for shard in shards])
+        replies = await all_of([self._submit("lease", shard, item) for shard in shards])
         for _, damaged in replies:
             _report(reader, damaged)
         return [
@@ -200,22 +160,33 @@ class Functions:
             })
             for batch, commit in commits
         ]  # fmt: skip
-        await asyncio.wait(futures)
+        await asyncio.gather(*futures, return_exceptions=True)
         for (batch, _), future in zip(commits, futures, strict=True):
             if isinstance(error := future.exception(), FunctionError):
                 log.error("commit_refused", reader=reader, tenant=batch.tenant_id, error=str(error))
         return [future.result() == 1 for future in futures]
 
     async def take(
-        self, wants: Sequence[tuple[int, Sequence[tuple[str, int]]]], worker: str, *, lease_ms: int
+        self,
+        wants: Sequence[tuple[int, Sequence[tuple[str, int]]]],
+        worker: str,
+        *,
+        lease_ms: int,
+        taken_up: Collection[str] = (),
     ) -> list[list[Delivery]]:
-        """For each (shard, [(agent, count), …]), up to `count` calls for each agent, in fair order over tenants."""
+        """For each (shard, [(agent, count), …]), up to `count` calls for each agent, in fair order over tenants.
+
+        Another worker is woken for what is left, but not for agents in `taken_up`, which nobody can take more for.
+        """
         lease_ends_at = _from_now(lease_ms)
         futures = [
-            self._submit("take", shard, {"worker": worker, "lease_ms": lease_ms, "wants": agents})
+            self._submit("take", shard, {
+                "worker": worker, "lease_ms": lease_ms,
+                "wants": [(agent, count, int(agent not in taken_up)) for agent, count in agents],
+            })
             for shard, agents in wants
-        ]
-        replies = await _all(futures)
+        ]  # fmt: skip
+        replies = await all_of(futures)
         for _, damaged in replies:
             _report("worker", damaged)
         return [
@@ -262,7 +233,7 @@ class Functions:
         """Keep calls for another `lease_ms`. False: that lease was lost. Marks those that were cancelled."""
         lease_ends_at = _from_now(lease_ms)
         futures = [self._submit("renew", d.shard, self._token(d) | {"lease_ms": lease_ms}) for d in deliveries]
-        replies = await _all(futures)
+        replies = await all_of(futures)
         for delivery, reply in zip(deliveries, replies, strict=True):
             delivery.cancelled = delivery.cancelled or reply == ["cancelled"]
             delivery.lease_ends_at = -math.inf if reply == ["stale"] else max(delivery.lease_ends_at, lease_ends_at)
@@ -270,7 +241,24 @@ class Functions:
 
     async def reclaim(self, shards: Sequence[int], *, max_calls: int = 100) -> int:
         """Put calls whose lease ended back into their queues, up to `max_calls` a shard. Returns how many."""
-        return sum(await _all([self._submit("reclaim", shard, {"max": max_calls}) for shard in shards]))
+        replies = await all_of([self._submit("reclaim", shard, {"max": max_calls}) for shard in shards])
+        return sum(count for count, _ in replies)
+
+    async def sweep(self, shards: Sequence[int], agents: Sequence[str], *, max_calls: int = 100) -> list[list[str]]:
+        """`reclaim`, and for each shard those of `agents` that calls are waiting for."""
+        item = {"max": max_calls, "agents": agents}
+        return [waiting for _, waiting in await all_of([self._submit("reclaim", shard, item) for shard in shards])]
+
+    async def slots(
+        self, worker: str, wanted: Sequence[tuple[str, int, int, int]], *, lease_ms: int
+    ) -> list[tuple[int, int]]:
+        """Say for each (agent, busy, wanted, limit) how many runs at once `worker` wants to have in all.
+
+        Returns for each (granted in all, left for others). The loan ends after `lease_ms` unless it is said again.
+        """
+        item = {"worker": worker, "lease_ms": lease_ms, "agents": wanted}
+        (reply,) = await all_of([self._submit_to("slots", AGENTS, item)])
+        return [(granted, left) for granted, left in reply]
 
     @staticmethod
     def _token(delivery: Delivery) -> dict[str, Any]:
@@ -284,96 +272,7 @@ class Functions:
         return reply
 
     async def _call(self, name: str, shard: int, item: dict[str, Any]) -> Any:
-        return (await _all([self._submit(name, shard, item)]))[0]
-
-    def _submit(self, name: str, shard: int, item: dict[str, Any]) -> asyncio.Future[Any]:
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        try:
-            packed = pack(item)
-        except (TypeError, ValueError, OverflowError) as error:
-            # One item that cannot be sent must not take the others of its pipeline with it.
-            future.set_exception(InvalidInputError(f"{name}: a value cannot be sent to Redis: {error}"))
-            return future
-        self._pending.setdefault((name, shard), []).append((packed, future))
-        if self._flushing < MAX_PIPELINES and not self._scheduled:
-            self._scheduled = True
-            # Counted, for a flusher that has ended is still in the set until the event loop's next turn.
-            self._flushing += 1
-            flusher = asyncio.create_task(self._flush())
-            self._flushers.add(flusher)
-            flusher.add_done_callback(self._flushers.discard)
-        return future
-
-    async def _flush(self) -> None:
-        self._scheduled = False
-        try:
-            while self._pending:
-                pending, self._pending = self._pending, {}
-                await self._send([
-                    (name, shard, items[i : i + MAX_ITEMS_PER_CALL])
-                    for (name, shard), items in pending.items()
-                    for i in range(0, len(items), MAX_ITEMS_PER_CALL)
-                ])  # fmt: skip
-        finally:
-            self._flushing -= 1
-
-    async def _send(self, groups: list[_Group]) -> None:
-        try:
-            with redis_errors():
-                replies = await self._execute(groups)
-        except asyncio.CancelledError:
-            _settle_all(groups, UnavailableError("Redis was disconnected from while a call was on its way"))
-            raise
-        except Exception as error:
-            _settle_all(groups, error)
-            return
-        for (_, _, items), reply in zip(groups, replies, strict=True):
-            values = [reply] * len(items) if isinstance(reply, Exception) else unpack(reply)
-            for (_, future), value in zip(items, values, strict=True):
-                _settle(future, value)
-
-    async def _execute(self, groups: list[_Group]) -> list[Any]:
-        commands = [
-            ("FCALL", f"hw_{name}", 1, self.keys.prefixes[shard], array_of([item for item, _ in items]))
-            for name, shard, items in groups
-        ]
-        replies = await self._pipeline(commands)
-        if any(isinstance(r, ResponseError) and "not found" in str(r).lower() for r in replies):
-            # The server lost its functions (FUNCTION FLUSH, a failover to an empty replica): put them back once.
-            await load_library(self.redis)
-            replies = [
-                (await self._pipeline([command]))[0] if isinstance(reply, ResponseError) else reply
-                for command, reply in zip(commands, replies, strict=True)
-            ]
-        return replies
-
-    async def _pipeline(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        pipeline = self.redis.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
-        return list(await pipeline.execute(raise_on_error=False))
-
-
-@contextlib.contextmanager
-def redis_errors() -> Iterator[None]:
-    """Turns a lost or refused connection to Redis into `UnavailableError`."""
-    try:
-        yield
-    except (RedisConnectionError, TimeoutError, OSError) as error:
-        raise UnavailableError(f"Redis cannot be reached: {error}") from error
-
-
-def _from_now(lease_ms: int) -> float:
-    return time.monotonic() + lease_ms / 1000
-
-
-async def _all(futures: Sequence[asyncio.Future[Any]]) -> list[Any]:
-    """The results in order. Raises the first error, after every future is done: none is left unobserved."""
-    results = await asyncio.gather(*futures, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return results
+        return (await all_of([self._submit(name, shard, item)]))[0]
 
 
 def _report(reader: str, damaged: Sequence[tuple[str, str]]) -> None:
@@ -381,60 +280,5 @@ def _report(reader: str, damaged: Sequence[tuple[str, str]]) -> None:
         log.error("tenant_damaged", reader=reader, tenant=tenant, error=error)
 
 
-def pack(item: dict[str, Any]) -> bytes:
-    """MessagePack for Lua, whose reader knows strings only, not the newer binary type.
-
-    Bytes that came from Redis as surrogate escapes go back as the bytes they were.
-    """
-    return bytes(msgpack.packb(item, use_bin_type=False, unicode_errors="surrogateescape"))
-
-
-def array_of(packed: list[bytes]) -> bytes:
-    """A MessagePack array of packed items."""
-    return b"".join([msgpack.Packer().pack_array_header(len(packed)), *packed])
-
-
-def unpack(data: bytes) -> Any:
-    """MessagePack from Lua. What is not UTF-8 survives as surrogate escapes, for its reader to refuse by name."""
-    return msgpack.unpackb(data, unicode_errors="surrogateescape")
-
-
-def _settle(future: asyncio.Future[Any], value: Any) -> None:
-    if future.done():
-        return
-    if isinstance(value, BaseException):
-        future.set_exception(value)
-    elif isinstance(value, list) and value and value[0] == "error":
-        future.set_exception(FunctionError(f"a function refused an item: {value[1]}"))
-    else:
-        future.set_result(value)
-
-
-def _settle_all(groups: list[_Group], error: Exception) -> None:
-    for _, _, items in groups:
-        for _, future in items:
-            _settle(future, error)
-
-
-async def load_library(redis: RedisClient) -> None:
-    """Load the function library if the server does not have this version of it.
-
-    Raises:
-        ConfigurationError: the server has a newer one; an old process must not turn it back.
-    """
-    source = library_source()
-    wanted = int(source.split("local VERSION = ", 1)[1].split("\n", 1)[0])
-    mark = hashlib.sha256(source.encode()).hexdigest()
-    try:
-        found = int(await redis.execute_command("FCALL_RO", "hw_version", 1, META))
-    except ResponseError:
-        found = 0
-    if found > wanted:
-        raise ConfigurationError(
-            f"Redis has version {found} of the Headwater functions, this process brings {wanted}: upgrade this process"
-        )
-    if found < wanted or await redis.hget(META, "library") != mark.encode():
-        kwargs = {"target_nodes": RedisCluster.PRIMARIES} if isinstance(redis, RedisCluster) else {}
-        await redis.execute_command("FUNCTION", "LOAD", "REPLACE", source, **kwargs)
-        await redis.hset(META, "library", mark)
-        log.info("functions_loaded", version=wanted)
+def _from_now(lease_ms: int) -> float:
+    return time.monotonic() + lease_ms / 1000

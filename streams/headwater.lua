@@ -3,7 +3,7 @@
 -- The Headwater function library: every write to a tenant's log goes through here, one atomic step per hop.
 --
 -- Calling convention, the same for all functions:
---   KEYS[1]  the shard's key prefix, such as hw:{s07}. It carries the hash tag, so the whole call runs on the node
+--   KEYS[1]  the shard's key prefix, such as hw:{s07} (for `slots`, hw:{agents}). It carries the hash tag, so the whole call runs on the node
 --            that owns the shard; all other keys are built from it below and in streams/keys.py.
 --   ARGV[1]  MessagePack: a list of items, each a map. Items are independent of each other.
 --   returns  MessagePack: a list with one reply per item, in order. A reply of {"error", text} means that this item
@@ -15,7 +15,8 @@
 -- Keys of a shard S, and of a tenant T in it:
 --   S:ready:<reader>     zset  tenant -> ms from which it may be leased: its turn, or the end of a running lease
 --   S:ready:agent:<id>   zset  tenant -> turn; the tenants with calls waiting for that agent
---   S:bell:<reader>      list  holds one token when something is ready; idle readers block on it
+--   S:bell:<reader>      list  holds one token per kind of thing that is ready; idle readers block on it. For workers
+--                              the token is the agent that has calls waiting, for log readers it is "1"
 --   S:leases             zset  tenant|call -> ms at which the worker's lease on that call ends
 --   S:turn               counter that orders the tenants in ready:agent:<id>
 --   S:T:log              stream of facts
@@ -27,8 +28,11 @@
 --   S:T:blob:<sha256>    string one large content
 --   S:T:parked           stream of entries that a reader could not handle
 --   S:T:done             channel on which the end of a task is announced: "task position"
+-- Keys of the prefix hw:{agents}, A:
+--   A:workers:<agent>    zset  worker -> ms at which its loan of slots ends unless it renews it
+--   A:slots:<agent>      hash  worker -> number of slots, each the right to run that agent once at a time
 
-local VERSION = 3
+local VERSION = 4
 local LOG_READERS = {'decider', 'projector'}
 local RANK = 2 ^ 44  -- a rank's share of a queue score: above it the priority, below it the turn
 
@@ -57,15 +61,15 @@ local function need_log(S, tenant, facts)
   end
 end
 
-local function ring(S, reader)
+local function ring(S, reader, token)
   local bell = S .. ':bell:' .. reader
-  if redis.call('LLEN', bell) == 0 then redis.call('LPUSH', bell, '1') end
+  if not redis.call('LPOS', bell, token) then redis.call('LPUSH', bell, token) end
 end
 
 -- Marks the tenant as having something to read. A tenant that is ready or leased already is left as it is: its
 -- reader looks again when it commits.
 local function wake(S, reader, tenant, now)
-  if redis.call('ZADD', S .. ':ready:' .. reader, 'NX', now, tenant) == 1 then ring(S, reader) end
+  if redis.call('ZADD', S .. ':ready:' .. reader, 'NX', now, tenant) == 1 then ring(S, reader, '1') end
 end
 
 -- Appends entries to the tenant's log, with the blobs they refer to. Returns their positions.
@@ -86,6 +90,7 @@ local function enqueue(S, tenant, call, agent, score)
   redis.call('ZADD', S .. ':' .. tenant .. ':queue:' .. agent, score, call)
   local turn = redis.call('INCR', S .. ':turn')
   redis.call('ZADD', S .. ':ready:agent:' .. agent, 'NX', turn, tenant)
+  ring(S, 'worker', agent)
 end
 
 -- append: a producer's facts, once per idempotency key.
@@ -171,7 +176,7 @@ local function lease(S, item)
       room = room - #batch[5]
     end
   end
-  if redis.call('ZCOUNT', ready, '-inf', now) > 0 then ring(S, item.reader) end
+  if redis.call('ZCOUNT', ready, '-inf', now) > 0 then ring(S, item.reader, '1') end
   return {batches, damaged}
 end
 
@@ -247,7 +252,6 @@ local function commit(S, item)
   for _, entry in ipairs(item.notify or {}) do
     redis.call('PUBLISH', prefix .. ':done', entry[1] .. ' ' .. positions[entry[2]])
   end
-  if item.calls and #item.calls > 0 then ring(S, 'worker') end
   if #positions > 0 then
     for _, reader in ipairs(LOG_READERS) do
       if reader ~= item.reader then wake(S, reader, item.tenant, now) end
@@ -287,7 +291,7 @@ local function take_one(S, worker, tenant, agent, ends)
 end
 
 -- take: the next calls for a worker's free places, one tenant after the other; within a tenant by priority, then age.
---   item   {worker, lease_ms, wants {{agent, count}}}
+--   item   {worker, lease_ms, wants {{agent, count, ring (0 or 1: another worker could take what is left)}}}
 --   reply  {{{tenant, agent, call, delivery, body, {step key, position, …}, cancelled (0 or 1)}, …}, {{tenant, error}, …}}
 -- A tenant whose queue is damaged is named, and loses its turn.
 local function take(S, item)
@@ -308,7 +312,7 @@ local function take(S, item)
         count = count - 1
       end
     end
-    if redis.call('EXISTS', ready) == 1 then ring(S, 'worker') end
+    if want[3] == 1 and redis.call('EXISTS', ready) == 1 then ring(S, 'worker', agent) end
   end
   return {taken, damaged}
 end
@@ -366,8 +370,8 @@ local function settle(S, item)
 end
 
 -- reclaim: puts calls whose lease ended back in their queue, at their old place. Their workers can no longer settle.
---   item   {max}
---   reply  number of calls put back
+--   item   {max, agents}
+--   reply  {number of calls put back, {agent, …}: those of `agents` that calls are waiting for}
 local function reclaim(S, item)
   local expired = redis.call('ZRANGE', S .. ':leases', '-inf', now_ms(), 'BYSCORE', 'LIMIT', 0, item.max)
   for _, member in ipairs(expired) do
@@ -380,8 +384,45 @@ local function reclaim(S, item)
       enqueue(S, tenant, id, found[1], found[2])
     end
   end
-  if #expired > 0 then ring(S, 'worker') end
-  return #expired
+  local waiting = {}
+  for _, agent in ipairs(item.agents or {}) do
+    if redis.call('EXISTS', S .. ':ready:agent:' .. agent) == 1 then waiting[#waiting + 1] = agent end
+  end
+  return {#expired, waiting}
+end
+
+-- slots: a worker says how many runs of each agent it wants to have at once, `busy` of them running; all workers
+-- together get no more than the agent's limit, and those that want more share it. Said again, it renews the loan;
+-- said with 0, it ends it. A worker that says nothing for `lease_ms` has none.
+--   item   {worker, lease_ms, agents {{agent, busy, wanted, limit}}}     (KEYS[1] is hw:{agents})
+--   reply  {{granted, left for others}, …}, in the order of `agents`
+local function slots(A, item)
+  local now = now_ms()
+  local replies = {}
+  for i, asked in ipairs(item.agents) do
+    local agent, busy, wanted, limit = asked[1], asked[2], asked[3], asked[4]
+    local workers, held = A .. ':workers:' .. agent, A .. ':slots:' .. agent
+    for _, dead in ipairs(redis.call('ZRANGE', workers, '-inf', now, 'BYSCORE')) do
+      redis.call('ZREM', workers, dead)
+      redis.call('HDEL', held, dead)
+    end
+    local have = tonumber(redis.call('HGET', held, item.worker) or 0)
+    local others = -have
+    for _, count in ipairs(redis.call('HVALS', held)) do others = others + tonumber(count) end
+    if wanted == 0 then
+      redis.call('ZREM', workers, item.worker)
+      redis.call('HDEL', held, item.worker)
+      replies[i] = {0, math.max(0, limit - others)}
+    else
+      redis.call('ZADD', workers, now + item.lease_ms, item.worker)
+      local share = math.ceil(limit / redis.call('ZCARD', workers))
+      -- What runs cannot be given up; the share only limits what is new.
+      local granted = math.max(0, math.min(busy, have), math.min(wanted, limit - others, share))
+      redis.call('HSET', held, item.worker, granted)
+      replies[i] = {granted, math.max(0, limit - others - granted)}
+    end
+  end
+  return replies
 end
 
 local function register(name, handle)
@@ -407,6 +448,7 @@ register('record', record)
 register('renew', renew)
 register('settle', settle)
 register('reclaim', reclaim)
+register('slots', slots)
 redis.register_function{
   function_name = 'hw_version',
   callback = function() return VERSION end,

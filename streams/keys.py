@@ -12,6 +12,10 @@ META = "hw:meta"
 """Hash: what is fixed for the life of the log, such as the number of shards."""
 
 
+AGENTS = "hw:{agents}"
+"""What the keys begin with that hold, for each agent, how many runs each worker may have at once."""
+
+
 class Keys:
     """Key names for a log of `shards` shards."""
 

@@ -12,6 +12,8 @@ What a handler returns is written by the settle middleware, in one atomic step a
 """
 
 import asyncio
+import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,15 +31,18 @@ from faststream.redis.subscriber.usecases import LogicSubscriber
 from pydantic import ValidationError
 
 from schemas.call import Call
-from schemas.errors import ConfigurationError, StaleLeaseError
+from schemas.errors import ConfigurationError, HeadwaterError, StaleLeaseError, UnavailableError
 from schemas.event import AgentEvent, encode
 from streams.connection import Streams
-from streams.doorbell import Doorbell
+from streams.doorbell import SWEEP_S, Doorbell
 from streams.functions import Commit, Delivery, FunctionError, TenantBatch
+from streams.slots import GIVE_BACK_AFTER_S, Slots
 
 logger = structlog.get_logger(__name__)
 
 MAX_BACKOFF_S = 2.0
+MAX_RENEW_S = 1.0
+"""Leases are renewed at least this often: it is also how soon a run learns that its task has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +107,7 @@ class _ReadySubscriber(LogicSubscriber):
             except Exception as error:
                 logger.warning("fetch_failed", reader=self.reader, error=str(error), retry_in_s=backoff_s)
                 await asyncio.sleep(backoff_s)
+                self.doorbell.sweep_again()
                 backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
 
     async def stop(self) -> None:
@@ -143,22 +149,28 @@ class LogSubscriber(_ReadySubscriber):
             "types": types,
             "states": states,
         }
+        self._hot: set[int] = set()
+        """Shards that may have something ready."""
 
     async def _get_msgs(self, *args: Any) -> None:
-        shards = await self.doorbell.shards()
+        if self.doorbell.sweep_is_due():
+            self._hot = set(range(self.streams.keys.shards))
+        self._hot |= (await self.doorbell.hear(0 if self._hot else SWEEP_S, skip=self._hot)).keys()
+        shards = sorted(self._hot)
         leased = await self.streams.functions.lease(shards, self.reader, **self._options)
         for shard, batches in zip(shards, leased, strict=True):
             if not batches:
-                self.doorbell.cold(shard)
+                self._hot.discard(shard)
         found = [batch for batches in leased for batch in batches]
         if found:
             await self.process_message(LeasedRound(self.reader, found))
 
 
 class CallSubscriber(_ReadySubscriber):
-    """Takes calls for the agents in `capacity` (agent → runs at once in this process) and runs them concurrently.
+    """Takes calls for the agents in `limits` (agent → runs at once, in all workers) and runs them concurrently.
 
-    Calls are renewed while they run. A run whose lease was lost is cancelled, for it can write nothing more.
+    Calls are renewed while they run. A run whose lease was lost is cancelled, for it can write nothing more; a run
+    whose task has ended is cancelled once, and what it returns then settles the call.
     """
 
     def __init__(
@@ -167,52 +179,105 @@ class CallSubscriber(_ReadySubscriber):
         super().__init__(broker, streams, "worker", address="hw:<shard>:<tenant>:queue:<agent>")
         self.worker = worker
         self.lease_ms = lease_ms
-        self._free = dict(capacity)
-        self._held: dict[asyncio.Task[None], Delivery] = {}
+        self.slots = Slots(streams.functions, worker, capacity, lease_ms=lease_ms)
+        self._look: dict[str, set[int]] = {agent_id: set() for agent_id in capacity}
+        """Shards where calls may be waiting, for each agent."""
+        self._held: dict[asyncio.Task[None], Held] = {}
         self._freed = asyncio.Event()
+        """Set when a run ended and there is somewhere to look for the agent's next."""
         self._turn = 0
+        self._giving_back: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         await super().start()
-        self.add_task(self._renew)
+        self.add_task(self._keep)
+
+    async def stop(self) -> None:
+        await super().stop()
+        if self._giving_back is not None:
+            self._giving_back.cancel()
+        with contextlib.suppress(HeadwaterError):
+            await self.slots.close()
 
     async def _get_msgs(self, *args: Any) -> None:
-        shards = await self.doorbell.shards()
-        if self.doorbell.swept:
-            await self.streams.functions.reclaim(shards)
-        wants = self._wants(shards)
+        self._freed.clear()
+        if self.doorbell.sweep_is_due():
+            await self._sweep()
+        wants = self._wants(await self._listen())
         if not wants:
-            self._freed.clear()
-            await self._freed.wait()
             return
-        taken = await self.streams.functions.take(wants, self.worker, lease_ms=self.lease_ms)
-        for (shard, agents), deliveries in zip(wants, taken, strict=True):
-            if not deliveries and len(agents) == len(self._free):
-                self.doorbell.cold(shard)
-            for delivery in deliveries:
+        found: Counter[tuple[int, str]] = Counter()
+        for _, agents in wants:
+            for agent_id, count in agents:
+                self.slots.take(agent_id, count)
+        try:
+            taken = await self.streams.functions.take(
+                wants, self.worker, lease_ms=self.lease_ms, taken_up=self.slots.taken_up()
+            )
+            for delivery in (delivery for deliveries in taken for delivery in deliveries):
+                found[delivery.shard, delivery.agent_id] += 1
                 self._start(delivery)
+        finally:
+            for shard, agents in wants:
+                for agent_id, count in agents:
+                    self.slots.end(agent_id, count - found[shard, agent_id])
+                    if found[shard, agent_id] < count:
+                        self._look[agent_id].discard(shard)
+        if self._giving_back is None or self._giving_back.done():
+            self._giving_back = asyncio.create_task(self._give_back())
 
-    def _wants(self, shards: list[int]) -> list[tuple[int, list[tuple[str, int]]]]:
-        """Divides the free places among the shards; with fewer places than shards, the shards take turns."""
-        turn = self._turn % len(shards)
+    async def _sweep(self) -> None:
+        shards = range(self.streams.keys.shards)
+        waiting = await self.streams.functions.sweep(shards, list(self._look))
+        for shard, agents in zip(shards, waiting, strict=True):
+            for agent_id in agents:
+                self._look[agent_id].add(shard)
+
+    async def _listen(self) -> list[str]:
+        """Hear where calls are waiting, and get slots for them. Returns the agents that a call can be taken for."""
+        looking = [agent_id for agent_id, shards in self._look.items() if shards]
+        if any(self.slots.free(agent_id) > 0 for agent_id in looking):
+            wait_s = 0.0
+        else:
+            wait_s = min(SWEEP_S, self.slots.ask_again_in_s(looking))
+        skip = set.intersection(*self._look.values()) if self._look else set()
+        for shard, agents in (await self.doorbell.hear(wait_s, skip=skip, interrupt=self._freed)).items():
+            for agent_id in agents & self._look.keys():
+                self._look[agent_id].add(shard)
+        looking = [agent_id for agent_id, shards in self._look.items() if shards]
+        await self.slots.get(looking)
+        return [agent_id for agent_id in looking if self.slots.free(agent_id) > 0]
+
+    def _wants(self, agents: list[str]) -> list[tuple[int, list[tuple[str, int]]]]:
+        """Divides the free slots among the shards; with fewer slots than shards, the shards take turns."""
         self._turn += 1
-        ordered = shards[turn:] + shards[:turn]
         wants: dict[int, list[tuple[str, int]]] = {}
-        for agent_id, free in self._free.items():
-            for shard in ordered[:free]:
-                wants.setdefault(shard, []).append((agent_id, max(1, free // len(shards))))
+        for agent_id in agents:
+            shards, free = sorted(self._look[agent_id]), self.slots.free(agent_id)
+            turn = self._turn % len(shards)
+            for shard in (shards[turn:] + shards[:turn])[:free]:
+                count = max(1, free // len(shards))
+                wants.setdefault(shard, []).append((agent_id, count))
         return list(wants.items())
 
+    async def _give_back(self) -> None:
+        later = True
+        while later:
+            await asyncio.sleep(GIVE_BACK_AFTER_S)
+            try:
+                later = await self.slots.give_back(agent_id for agent_id, shards in self._look.items() if not shards)
+            except UnavailableError:
+                return  # the loan ends by itself
+
     def _start(self, delivery: Delivery) -> None:
-        agent_id = delivery.agent_id
-        self._free[agent_id] -= 1
         task = asyncio.create_task(self._run(delivery))
-        self._held[task] = delivery
+        self._held[task] = Held(delivery)
 
         def finished(task: asyncio.Task[None]) -> None:
             del self._held[task]
-            self._free[agent_id] += 1
-            self._freed.set()
+            self.slots.end(delivery.agent_id)
+            if self._look[delivery.agent_id]:
+                self._freed.set()
 
         task.add_done_callback(finished)
 
@@ -226,15 +291,54 @@ class CallSubscriber(_ReadySubscriber):
         except (ValidationError, Exception) as error:
             logger.error("call_not_settled", tenant=delivery.tenant_id, call=delivery.call_id, error=str(error))
 
+    async def _keep(self) -> None:
+        """Renews the leases and the slots together, also while the last runs are drained."""
+        every_s = min(MAX_RENEW_S, self.lease_ms / 3000)
+        renewal: asyncio.Task[None] | None = None
+        while self.running or self._held:
+            await asyncio.sleep(every_s)
+            if renewal is None or renewal.done():
+                renewal = asyncio.create_task(self._renew())
+            # A server that does not answer must not keep us from noticing that a lease has ended.
+            await asyncio.wait([renewal], timeout=every_s)
+            for task, held in list(self._held.items()):
+                if held.delivery.lease_over():
+                    self._lose(task, held)
+
     async def _renew(self) -> None:
-        while self.running:
-            await asyncio.sleep(self.lease_ms / 3000)
-            held = list(self._held.items())
-            kept = await self.streams.functions.renew([d for _, d in held], lease_ms=self.lease_ms)
-            for (task, delivery), is_kept in zip(held, kept, strict=True):
-                if not is_kept and not task.done():
-                    logger.warning("lease_lost", tenant=delivery.tenant_id, call=delivery.call_id)
-                    task.cancel()
+        held = list(self._held.items())
+        try:
+            kept, _ = await asyncio.gather(
+                self.streams.functions.renew([h.delivery for _, h in held], lease_ms=self.lease_ms), self.slots.renew()
+            )
+        except HeadwaterError as error:
+            logger.warning("leases_not_renewed", worker=self.worker, runs=len(held), error=str(error))
+            return
+        for (task, one), is_kept in zip(held, kept, strict=True):
+            if not is_kept:
+                self._lose(task, one)
+                continue
+            if one.delivery.cancelled and not one.told and not task.done():
+                one.told = True
+                logger.info("call_cancelled", tenant=one.delivery.tenant_id, call=one.delivery.call_id)
+                task.cancel()
+
+    def _lose(self, task: asyncio.Task[None], held: "Held") -> None:
+        if held.lost or task.done():
+            return
+        held.lost = True
+        logger.warning("lease_lost", tenant=held.delivery.tenant_id, call=held.delivery.call_id)
+        task.cancel()
+
+
+@dataclass(slots=True)
+class Held:
+    """A call that this worker runs."""
+
+    delivery: Delivery
+    told: bool = False
+    """Its run was cancelled because its task has ended."""
+    lost: bool = False
 
 
 def settle_middleware(streams: Streams) -> type[BaseMiddleware[Any, Any]]:
