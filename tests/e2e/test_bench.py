@@ -51,7 +51,10 @@ async def test_an_unknown_benchmark_is_refused_with_the_names_there_are() -> Non
     )
     _, err = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 2
-    assert "there is no benchmark 'nothing'; there are: appends, footprint, projected, tasks, tenants" in err.decode()
+    assert (
+        "there is no benchmark 'nothing'; there are: appends, footprint, ledger, projected, tasks, tenants"
+        in err.decode()
+    )
 
 
 def test_figures_are_held_against_their_aims_from_the_right_side() -> None:
