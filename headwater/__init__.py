@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from headwater.app import create_app
     from headwater.client import Headwater
     from headwater.embedded import EmbeddedServers
+    from headwater.instruments import process_registry, track_agent_invocation, track_llm_call
     from headwater.orchestrator import SupervisorOrchestrator
     from headwater.settings import Settings, get_settings
     from headwater.tracing import AgentTracer, init_langfuse
@@ -40,8 +41,8 @@ _HOMES = {
     "AgentStatus": "handlers.agents",
     "AgentTracer": "headwater.tracing",
     "BaseAgent": "handlers.agents",
-    "CostTracker": "projections.cost_tracker",
     "Completion": "handlers.llm",
+    "CostTracker": "projections.cost_tracker",
     "EmbeddedServers": "headwater.embedded",
     "FailPolicy": "handlers.strictness",
     "HandOver": "handlers.context",
@@ -71,6 +72,9 @@ _HOMES = {
     "init_langfuse": "headwater.tracing",
     "is_complex": "handlers.decomposition",
     "never": "handlers.decomposition",
+    "process_registry": "headwater.instruments",
+    "track_agent_invocation": "headwater.instruments",
+    "track_llm_call": "headwater.instruments",
 }
 
 __all__ = [
@@ -113,6 +117,9 @@ __all__ = [
     "init_langfuse",
     "is_complex",
     "never",
+    "process_registry",
+    "track_agent_invocation",
+    "track_llm_call",
 ]
 
 

@@ -19,6 +19,7 @@ from headwater.api.tasks import tasks
 from headwater.asyncapi import asyncapi_document
 from headwater.client import Headwater
 from headwater.embedded import EmbeddedServers, Endpoints
+from headwater.process_metrics import CountRequests, HttpMetrics
 from headwater.settings import Settings, get_settings
 from projections.db import migrate
 from projections.runner import Runner
@@ -51,7 +52,10 @@ def create_app(settings: Settings | None = None, endpoints: Endpoints | None = N
         app.include_router(router)
     problems.install(app)
     describe(app)
+    app.state.http_metrics, app.state.children = HttpMetrics(), ()
     app.add_middleware(Guard, state=app, max_request_bytes=settings.max_request_bytes, max_wait_s=settings.max_wait_s)
+    # Added last, it stands before all others.
+    app.add_middleware(CountRequests, metrics=app.state.http_metrics)
     return app
 
 

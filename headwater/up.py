@@ -44,6 +44,11 @@ class Child:
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
 
+    @property
+    def is_running(self) -> bool:
+        """Does it run now?"""
+        return self._process is not None and self._process.returncode is None
+
     async def keep_running(self) -> None:
         """Run it until `stop`."""
         delay_s = 0.1
@@ -119,16 +124,15 @@ async def _up(settings: Settings, data: Path, endpoints: Endpoints, announce: Ca
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    app = create_app(settings, endpoints)
     server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(settings, endpoints), host=settings.host, port=settings.port, log_level="warning", lifespan="on"
-        )
+        uvicorn.Config(app, host=settings.host, port=settings.port, log_level="warning", lifespan="on")
     )
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     http = asyncio.create_task(_serve(server))
     await _wait_started(server, http, settings)
     url = f"http://{settings.host}:{server.servers[0].sockets[0].getsockname()[1]}"
-    children = _children(settings, data, endpoints)
+    children = app.state.children = _children(settings, data, endpoints)
     keepers = [asyncio.create_task(child.keep_running()) for child in children]
     write_node(data, endpoints, url)
     announce(endpoints, url)

@@ -51,6 +51,13 @@ async def snapshot(pool: Pool, *, tenant_labels: int) -> list[Sample]:
     return _shown(rows, {(row["label"], row["value"]) for row in known})
 
 
+async def known_agents(pool: Pool) -> list[str]:
+    """The agents that have labels of their own: all that ever were given work, up to the bound."""
+    with database_errors():
+        rows = await pool.fetch(_LABELS, MAX_AGENTS, 0)
+    return [row["value"] for row in rows]
+
+
 async def tenant_snapshot(pool: Pool, tenant_id: str) -> list[Sample]:
     """One tenant's samples, under its own name, through row-level security."""
     with database_errors():

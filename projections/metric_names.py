@@ -1,4 +1,6 @@
-"""The metrics that are projected from the log: names, labels, help, and the histograms' buckets (contract row E4).
+"""All metrics: names, labels, help, and the histograms' buckets (contract row E4).
+
+`METRICS` are projected from the log; `PROCESS_METRICS` come from the running process and from Redis as it stands.
 
 Labels are bounded: so many tenants, agents and models have labels of their own, the rest are `_other`.
 """
@@ -80,6 +82,45 @@ METRICS = {
             "counter",
             ("model", "tenant_id", "cost_status"),
             "LLM attempts that are not in llm_cost_usd_total: unpriced (no known price) or unknown (no known end).",
+        ),
+    )
+}
+
+PROCESS_METRICS = {
+    metric.name: metric
+    for metric in (
+        MetricName(
+            "http_requests_total",
+            "counter",
+            ("method", "route", "status"),
+            "HTTP requests that this process answered, by route template.",
+        ),
+        MetricName("http_request_duration_seconds", "histogram", ("method", "route"), "How long HTTP requests took."),
+        MetricName(
+            "consumer_lag_tenants",
+            "gauge",
+            ("reader",),
+            "Tenants with facts that this reader of the log has not read, or is reading.",
+        ),
+        MetricName(
+            "consumer_lag_seconds",
+            "gauge",
+            ("reader",),
+            "Age of the oldest fact that this reader has not read, among the tenants whose turn is next.",
+        ),
+        MetricName(
+            "projection_lag_seconds",
+            "gauge",
+            ("projection",),
+            "Age of the oldest fact that the projection has not applied, among the tenants whose turn is next.",
+        ),
+        MetricName("pending_calls", "gauge", ("state",), "Calls without a result: queued (at least), or running."),
+        MetricName("process_up", "gauge", ("process",), "1 if this child process of `headwater up` runs, else 0."),
+        MetricName(
+            "process_restarts_total",
+            "counter",
+            ("process",),
+            "How often this child process of `headwater up` was started again.",
         ),
     )
 }

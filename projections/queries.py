@@ -1,6 +1,7 @@
 """Questions people ask of the read models. A tenant's questions go through `tenant_connection`, so that row-level
 security answers for them; those across tenants are an administrator's."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -113,6 +114,13 @@ async def position(pool: Pool, tenant_id: str) -> Position:
     async with tenant_connection(pool, tenant_id) as conn:
         row = await conn.fetchrow("SELECT ms, seq FROM positions WHERE tenant = $1 ORDER BY ms, seq LIMIT 1", tenant_id)
     return START if row is None else (row["ms"], row["seq"])
+
+
+async def positions_of(pool: Pool, tenants: Sequence[str]) -> dict[tuple[str, str], Position]:
+    """(projection, tenant) → how far it has read that tenant's log, where it has begun: an administrator's question."""
+    with database_errors():
+        rows = await pool.fetch("SELECT projection, tenant, ms, seq FROM positions WHERE tenant = ANY($1)", tenants)
+    return {(row["projection"], row["tenant"]): (row["ms"], row["seq"]) for row in rows}
 
 
 async def tenants(pool: Pool) -> list[str]:

@@ -60,6 +60,10 @@ class Keys:
         """The list on which an idle reader blocks."""
         return f"{self.prefixes[shard]}:bell:{reader}"
 
+    def queue(self, tenant_id: str, agent_id: str) -> str:
+        """Sorted set of the tenant's calls that wait for an agent."""
+        return f"{self.prefix(tenant_id)}:queue:{agent_id}"
+
     def leases(self, shard: int) -> str:
         """Sorted set of the shard's calls that workers hold."""
         return f"{self.prefixes[shard]}:leases"

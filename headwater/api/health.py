@@ -4,9 +4,11 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.datastructures import State
 
 from headwater.api.problems import problem_response, problems
 from headwater.asyncapi import asyncapi_page
+from headwater.process_metrics import Gauges, HttpMetrics, backlog_metrics, child_metrics
 from headwater.settings import Settings
 from projections.api_keys import authenticate
 from projections.db import Pool, is_reachable
@@ -42,7 +44,7 @@ async def readyz(request: Request) -> Response:
 
 @health.get(
     "/metrics",
-    summary="Prometheus metrics, projected from the log.",
+    summary="Prometheus metrics, projected from the log and of this process.",
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **problems(401, 403, 503)},
     response_class=Response,
 )
@@ -55,7 +57,7 @@ async def metrics(request: Request) -> Response:
     """
     scheme, _, text = request.headers.get("authorization", "").partition(" ")
     if not scheme and _is_local(request):
-        return await render_metrics(request.app.state.pool, request.app.state.settings)
+        return await render_metrics(request.app.state)
     key = await authenticate(request.app.state.pool, text.strip()) if scheme.lower() == "bearer" else None
     if key is None:
         return problem_response(
@@ -65,18 +67,20 @@ async def metrics(request: Request) -> Response:
         )
     if not key.allows("read"):
         return problem_response(403, "this key has no scope for reading: metrics need the scope read")
-    return await render_metrics(request.app.state.pool, request.app.state.settings, key.tenant_id)
+    return await render_metrics(request.app.state, key.tenant_id)
 
 
-async def render_metrics(pool: Pool, settings: Settings, tenant_id: str | None = None) -> Response:
-    """The metrics of all tenants, or of one, in Prometheus's text format."""
-    if tenant_id is None:
-        samples = await snapshot(pool, tenant_labels=settings.tenant_labels)
-    else:
-        samples = await tenant_snapshot(pool, tenant_id)
+async def render_metrics(state: State, tenant_id: str | None = None) -> Response:
+    """The metrics in Prometheus's text format: of all tenants and of the running process, or of one tenant."""
+    settings: Settings = state.settings
     registry = CollectorRegistry()
-    registry.register(MetricsCollector(samples))
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+    if tenant_id is not None:
+        registry.register(MetricsCollector(await tenant_snapshot(state.pool, tenant_id)))
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+    registry.register(MetricsCollector(await snapshot(state.pool, tenant_labels=settings.tenant_labels)))
+    registry.register(Gauges([*await backlog_metrics(state.streams, state.pool), *child_metrics(state.children)]))
+    http: HttpMetrics = state.http_metrics
+    return Response(generate_latest(registry) + generate_latest(http.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 def _is_local(request: Request) -> bool:

@@ -294,7 +294,11 @@ def test_rebuilding_changes_no_digest(desk: Desk) -> None:
 def test_the_http_application_answers(desk: Desk) -> None:
     assert desk.get("/healthz")[0] == 200
     assert json.loads(desk.get("/readyz")[1])["checks"] == {"redis": True, "postgres": True}
-    assert "supervisor_tasks_total" in desk.get("/metrics")[1]
+    metrics = desk.get("/metrics")[1]
+    assert "supervisor_tasks_total" in metrics
+    for child in ("projector", "worker-1", "worker-2"):
+        assert f'process_up{{process="{child}"}} 1.0' in metrics
+        assert f'process_restarts_total{{process="{child}"}} 0.0' in metrics
     assert "hw:&lt;shard&gt;:&lt;tenant&gt;:log" in desk.get("/asyncapi")[1]
     assert json.loads(desk.get("/asyncapi.json")[1])["asyncapi"].startswith("3.")
     assert "cdn" not in desk.get("/docs")[1]
