@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from streams.connection import Streams
-from streams.functions import redis_errors
+from streams.wire import redis_errors
 
 READERS = ("decider", "projector")
 SAMPLE = 20
