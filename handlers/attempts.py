@@ -15,7 +15,6 @@ from handlers.provider_errors import ProviderFailureError
 from schemas.bodies import LlmAttempted
 from schemas.content import Json, canonical_json, content_hash
 from schemas.errors import ConfigurationError, ProviderError
-from schemas.money import plain
 
 EMBEDDING = "embedding"
 """The tier that attempts at embeddings are recorded under."""
@@ -170,23 +169,16 @@ class Attempt:
 
     async def answered(self, answer: ProviderAnswer | ProviderVectors) -> LlmAttempted:
         """Record the answer, with its cost."""
-        prices = self._service.prices
-        tokens = answer.tokens
-        output = self._request.tier != EMBEDDING
-        rates = None if tokens is None else prices.rates(self.model, output=output)
         body = self._body(
             status="ok",
             answered_model=answer.model,
             provider_response_id=answer.response_id,
             http_status=200,
             response=answer.response,
-            tokens=tokens,
-            tokens_source=None if tokens is None else "provider",
-            rates=None if rates is None else prices.rate_texts(self.model, output=output),
-            price_table=None if rates is None else prices.sha256,
-            cost_usd=None if rates is None or tokens is None else plain(rates.cost_usd(tokens)),
-            cost_status="unknown" if tokens is None else "unpriced" if rates is None else "priced",
+            tokens=answer.tokens,
+            tokens_source=None if answer.tokens is None else "provider",
             reported_cost_usd=answer.reported_cost_usd,
+            **self._service.prices.charge(self.model, answer.tokens, output=self._request.tier != EMBEDDING),
         )
         await self._journal.record_attempt(body)
         self._journal.answered_live = True

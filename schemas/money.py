@@ -5,7 +5,7 @@ Users' bills went wrong elsewhere by counting cached tokens twice and by pricing
 sum is plain (count x rate per class) and a model without rates is `unpriced`, never free.
 """
 
-from decimal import Decimal
+from decimal import Context, Decimal, Inexact, localcontext
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,12 +15,15 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 DecimalText = Annotated[str, Field(pattern=r"^-?[0-9]{1,20}(\.[0-9]{1,40})?$")]
 """A decimal number in plain digits."""
 
-Rate = Annotated[Decimal, Field(ge=0)]
+Rate = Annotated[Decimal, Field(ge=0, allow_inf_nan=False)]
 """US dollars per token: finite, and never negative."""
 
 CostStatus = Literal["priced", "unpriced", "not_billed", "unknown"]
 """priced: computed from rates. unpriced: tokens known, no rates for the model. not_billed: the provider refused
 with an HTTP error. unknown: the answer was never read in full, so the provider may or may not have billed."""
+
+
+_EXACT = Context(prec=100, traps=[Inexact])
 
 
 class TokenCounts(BaseModel):
@@ -37,7 +40,12 @@ class TokenCounts(BaseModel):
     @property
     def total(self) -> int:
         """All tokens of the request."""
-        return self.input_uncached + self.cache_read + self.cache_write + self.output_text + self.output_reasoning
+        return self.input_total + self.output_text + self.output_reasoning
+
+    @property
+    def input_total(self) -> int:
+        """All tokens that went in."""
+        return self.input_uncached + self.cache_read + self.cache_write
 
 
 class Rates(BaseModel):
@@ -79,13 +87,15 @@ class Rates(BaseModel):
 
     def cost_usd(self, tokens: TokenCounts) -> Decimal:
         """The exact price of `tokens` in US dollars."""
-        return (
-            self.input_uncached * tokens.input_uncached
-            + self.cache_read * tokens.cache_read
-            + self.cache_write * tokens.cache_write
-            + self.output_text * tokens.output_text
-            + self.output_reasoning * tokens.output_reasoning
-        )
+        # The usual 28 digits would round where a rate with many digits meets many tokens.
+        with localcontext(_EXACT):
+            return (
+                self.input_uncached * tokens.input_uncached
+                + self.cache_read * tokens.cache_read
+                + self.cache_write * tokens.cache_write
+                + self.output_text * tokens.output_text
+                + self.output_reasoning * tokens.output_reasoning
+            )
 
 
 def plain(value: Decimal) -> str:

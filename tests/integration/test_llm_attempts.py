@@ -76,7 +76,8 @@ async def test_an_attempt_says_everything(streams: Streams, service: LlmService,
     assert (attempt.ordinal, attempt.attempt, attempt.delivery, attempt.diverged) == (0, 1, 1, False)
     assert (attempt.requested_model, attempt.answered_model) == (FAST, "sim-fast")
     assert attempt.price_table == service.prices.sha256
-    assert attempt.rates == service.prices.rate_texts(FAST)
+    assert attempt.tokens is not None
+    assert attempt.rates == service.prices.charge(FAST, attempt.tokens)["rates"]
     assert attempt.tokens_source == "provider"
     entry = simulator.bill()["entries"][-1]
     assert (entry["response_id"], entry["model"]) == (attempt.provider_response_id, "sim-fast")

@@ -22,7 +22,7 @@ def test_bundled_prices_by_full_name_and_without_the_provider(bundled: PriceTabl
     assert full is not None
     assert full == bare
     assert full.cost_usd(TokenCounts(input_uncached=10**6)) == Decimal("0.15")
-    assert bundled.rate_texts("gpt-4o-mini") == {
+    assert bundled.charge("gpt-4o-mini", TokenCounts(input_uncached=1))["rates"] == {
         "input_uncached": "0.00000015",
         "cache_read": "0.000000075",
         "cache_write": "0.00000015",
@@ -34,7 +34,7 @@ def test_bundled_prices_by_full_name_and_without_the_provider(bundled: PriceTabl
 @pytest.mark.parametrize("model", ["openai/no-such-model", "", "/"])
 def test_an_unknown_model_has_no_price_rather_than_zero(bundled: PriceTable, model: str) -> None:
     assert bundled.rates(model) is None
-    assert bundled.rate_texts(model) is None
+    assert bundled.charge(model, TokenCounts(input_uncached=1)) == {"cost_status": "unpriced"}
 
 
 def test_own_prices_are_over_the_bundled_ones(tmp_path: Path) -> None:
