@@ -71,7 +71,7 @@ class LangfuseServer:
     async def send(self, spans: Sequence[Span]) -> SendResult:
         """Send spans in one request, once."""
         # In a thread: large prompts would hold up whatever else this process does.
-        body = await asyncio.to_thread(self._encode, spans)
+        body = await asyncio.to_thread(self._packed, spans)
         headers = {
             "Content-Type": "application/x-protobuf",
             "Content-Encoding": "gzip",
@@ -146,22 +146,29 @@ class LangfuseServer:
         assert self._api is not None
         return self._api
 
-    def _encode(self, spans: Sequence[Span]) -> bytes:
-        scope = InstrumentationScope(
-            # The server takes a user, a session and tags from spans of its own SDK's scope.
-            name="langfuse-sdk",
-            version=self._version,
-            attributes=[_pair("public_key", self._public_key)],
-        )
-        request = ExportTraceServiceRequest(
-            resource_spans=[
-                ResourceSpans(
-                    resource=Resource(attributes=[_pair("service.name", "headwater")]),
-                    scope_spans=[ScopeSpans(scope=scope, spans=[_wire_span(span) for span in spans])],
-                )
-            ]
-        )
-        return gzip.compress(request.SerializeToString(), compresslevel=3)
+    def _packed(self, spans: Sequence[Span]) -> bytes:
+        request = encode(spans, public_key=self._public_key, sdk_version=self._version)
+        return gzip.compress(request, compresslevel=3)
+
+
+def encode(spans: Sequence[Span], *, public_key: str, sdk_version: str) -> bytes:
+    """Spans as an OTLP request in protobuf."""
+    scope = InstrumentationScope(
+        # The server takes a user, a session and tags from spans of its own SDK's scope.
+        name="langfuse-sdk",
+        version=sdk_version,
+        attributes=[_pair("public_key", public_key)],
+    )
+    request = ExportTraceServiceRequest(
+        resource_spans=[
+            ResourceSpans(
+                resource=Resource(attributes=[_pair("service.name", "headwater")]),
+                scope_spans=[ScopeSpans(scope=scope, spans=[_wire_span(span) for span in spans])],
+            )
+        ]
+    )
+    data: bytes = request.SerializeToString()
+    return data
 
 
 def _judge(response: httpx.Response) -> SendResult:
