@@ -75,7 +75,7 @@ def question_draft(event: AgentEvent, body: SupervisorAnswered) -> Draft:
 
 
 def attempt_draft(event: AgentEvent, body: LlmAttempted, params: dict[str, Json]) -> Draft:
-    """A generation. Its name is the agent's id: the server's cost queries can group by names."""
+    """A generation, also of an embedding. Its name is the agent's id: the server's cost queries can group by names."""
     tokens = body.tokens or _NO_TOKENS
     level, message = _verdict(body)
     extra = {
@@ -98,7 +98,7 @@ def attempt_draft(event: AgentEvent, body: LlmAttempted, params: dict[str, Json]
     if body.first_token_at is not None:
         extra["completion_start_time"] = as_json(body.first_token_at.isoformat())
     return Draft(
-        kind="embedding" if body.tier == "embedding" else "generation",
+        kind="generation",
         name=body.agent_id,
         agent_id=body.agent_id,
         start=body.started_at,

@@ -2,23 +2,25 @@
 
 import asyncio
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from projections.cost_tracker import CostTracker
 from projections.costs import ledger_totals
 from projections.db import Pool, tenant_connection
 from projections.langfuse import LangfuseServer, export_status
+from projections.langfuse_costs import LangfuseCosts
 from projections.runner import Runner
 from schemas.bodies import TaskCompleted, TaskSubmitted
 from schemas.trace_ids import call_span_id, task_span_id, trace_id
 from streams.bus import TenantEventBus
 from streams.connection import Streams
 from tests.exporting import SPANS_PER_TASK, all_exported, archive, assert_once, exporter, write_failed_task, write_task
-from tests.fake_langfuse import FakeLangfuse, StoredSpan
+from tests.fake_langfuse import PUBLIC_KEY, SECRET_KEY, FakeLangfuse, StoredSpan
 from tests.logbook import START, Logbook
 from tests.processes import until
 from tests.projecting import event, project
@@ -70,6 +72,20 @@ async def test_everything_is_exported_once_with_its_tenant_session_agent_usage_a
     assert sum(span.metadata.get("cost_status") == "unpriced" for span in spans) == totals.unpriced == 6
     status = await export_status(pool)
     assert (status.done, status.refused) == (True, 0)
+
+
+async def test_langfuse_adds_up_what_the_ledger_adds_up(pool: Pool, streams: Streams, fake: FakeLangfuse) -> None:
+    await archive(pool, streams, *two_books(3))
+    async with exporter(pool, fake):
+        await all_exported(pool)
+    tracker = CostTracker(pool, LangfuseCosts(fake.url, PUBLIC_KEY, SECRET_KEY))
+    days = (datetime.now(UTC) - START).days + 2
+    questions: list[dict[str, Any]] = [{}, {"tenant_id": "acme"}, {"agent_id": "reader"}]
+    for question in questions:
+        found = await tracker.compare(**question, period_days=days)
+        assert found.lines
+        assert found.ledger_usd == found.langfuse_usd > 0
+        assert all(line.ledger == line.langfuse for line in found.lines)
 
 
 async def test_spans_nest_and_have_the_times_of_their_events(pool: Pool, streams: Streams, fake: FakeLangfuse) -> None:
