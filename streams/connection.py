@@ -72,6 +72,9 @@ async def open_streams(url: str, *, shards: int) -> Streams:
     except ResponseError as error:
         await redis.aclose()
         raise ConfigurationError(f"Redis at {_without_password(url)} refused a command: {error}") from error
+    except BaseException:
+        await redis.aclose()
+        raise
     keys = Keys(shards)
     return Streams(redis, keys, Functions(redis, keys), Log(redis, keys))
 

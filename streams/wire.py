@@ -109,7 +109,7 @@ class FunctionCalls:
         replies = await self._pipeline(commands)
         if any(isinstance(r, ResponseError) and "not found" in str(r).lower() for r in replies):
             # The server lost its functions (FUNCTION FLUSH, a failover to an empty replica): put them back once.
-            await load_library(self.redis)
+            await load_library(self.redis, missing=True)
             replies = [
                 (await self._pipeline([command]))[0] if isinstance(reply, ResponseError) else reply
                 for command, reply in zip(commands, replies, strict=True)
@@ -176,8 +176,10 @@ def _settle_all(groups: list[_Group], error: Exception) -> None:
             _settle(future, error)
 
 
-async def load_library(redis: RedisClient) -> None:
-    """Load the function library if the server does not have this version of it.
+async def load_library(redis: RedisClient, *, missing: bool = False) -> None:
+    """Load the function library if the server does not have this version of it; in a cluster, onto every primary.
+
+    `missing` says that a node was found without it: then another node's having it proves nothing.
 
     Raises:
         ConfigurationError: the server has a newer one; an old process must not turn it back.
@@ -193,8 +195,7 @@ async def load_library(redis: RedisClient) -> None:
         raise ConfigurationError(
             f"Redis has version {found} of the Headwater functions, this process brings {wanted}: upgrade this process"
         )
-    if found < wanted or await redis.hget(META, "library") != mark.encode():
-        kwargs = {"target_nodes": RedisCluster.PRIMARIES} if isinstance(redis, RedisCluster) else {}
-        await redis.execute_command("FUNCTION", "LOAD", "REPLACE", source, **kwargs)
+    if missing or found < wanted or await redis.hget(META, "library") != mark.encode():
+        await redis.function_load(source, replace=True)
         await redis.hset(META, "library", mark)
         log.info("functions_loaded", version=wanted)

@@ -263,9 +263,9 @@ async def test_record_once_per_key(streams: Streams) -> None:
 
 async def test_functions_that_the_server_lost_are_loaded_again(streams: Streams) -> None:
     await order(streams, {"acme": [call("c1")]})
-    await streams.redis.execute_command("FUNCTION", "FLUSH")
+    await streams.redis.function_flush("SYNC")
     assert len(await take(streams)) == 1
-    await streams.redis.execute_command("FUNCTION", "FLUSH")
+    await streams.redis.function_flush("SYNC")
     outcomes = await asyncio.gather(*(append(streams, f"tenant-{n}", key="k") for n in range(200)))
     assert Counter(outcome for outcome, _, _ in outcomes) == {"new": 200}
 
