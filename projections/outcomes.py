@@ -30,6 +30,7 @@ from schemas.bodies import (
     TaskCancelled,
     TaskFailed,
 )
+from schemas.event import AgentEvent
 
 Outcome = Literal["useful", "failed_attempt", "rejected_handoff", "failed_run", "cancelled", "failed_task"]
 OUTCOMES: tuple[str, ...] = get_args(Outcome)
@@ -90,7 +91,7 @@ async def take_verdicts(conn: Connection, batch: Sequence[Recorded]) -> Said:
     said = Said()
     for entry in batch:
         event = entry.event
-        found = _verdict(event.body, calls.get((event.tenant_id, event.parent_event_id or "")), event.task_id)
+        found = _verdict(event.body, calls.get((event.tenant_id, _judged(event))), event.task_id)
         if found is not None:
             scope, subject, outcome = found
             said.verdicts.setdefault((event.tenant_id, scope, subject), outcome)
@@ -125,6 +126,12 @@ def _verdict(body: EventBody, judged_call: str | None, task_id: str) -> tuple[Sc
     return None
 
 
+def _judged(event: AgentEvent) -> str:
+    """The proposal that a verdict is about: the one it names, else its own cause."""
+    named = getattr(event.body, "proposal_event_id", None)
+    return str(named or event.parent_event_id or "")
+
+
 async def _judged_calls(conn: Connection, batch: Sequence[Recorded]) -> dict[tuple[str, str], str]:
     """(tenant, proposal) → the call that proposed it, for every verdict in the batch. A verdict names its proposal."""
     proposed: dict[tuple[str, str], str] = {}
@@ -134,7 +141,7 @@ async def _judged_calls(conn: Connection, batch: Sequence[Recorded]) -> dict[tup
         if isinstance(event.body, HandoffProposed):
             proposed[event.tenant_id, event.id] = _id(event.body.call_id)
         elif isinstance(event.body, HandoffAccepted | HandoffRejected):
-            judged.add((event.tenant_id, event.parent_event_id or ""))
+            judged.add((event.tenant_id, _judged(event)))
     earlier = sorted(judged - proposed.keys())
     calls = {key: proposed[key] for key in judged & proposed.keys()}
     if earlier:

@@ -35,9 +35,16 @@ class Researcher(BaseAgent):
         facts = await context.step("look_up", look_up, task.text)
         # A step of a split task gets the results of the steps that it depends on.
         facts += [f"{result.agent_id}: {result.result}" for result in context.results]
-        notes = Notes(facts=facts, question=task.text)
+        gist = await context.llm.complete("\n".join([task.text, *facts]), system="Say in a word what is asked for.")
+        # A handoff that was rejected comes back once, with the reasons: claim less.
+        caution = " (say only what the facts say)" if context.repair_reasons else ""
+        notes = Notes(facts=facts, question=task.text + caution)
         return context.hand_over(
-            "writer", payload_type="research_result", content=notes, confidence=0.9 if facts else 0.3
+            "writer",
+            payload_type="research_result",
+            content=notes,
+            confidence=0.9 if facts else 0.3,
+            reason=f"it asks for {gist.text}",
         )
 
 

@@ -21,12 +21,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from rich.tree import Tree
 
-from headwater.cli.showing import SUMMARY_CHARS, as_text, summary_of
+from headwater.cli.showing import SUMMARY_CHARS, as_text
+from headwater.cli.telling import show_story
 from headwater.client import Headwater
 from headwater.embedded.process import die_with_parent
 from headwater.node import Node, find_endpoints, running_node
+from headwater.replay.story import story_of
 from headwater.settings import Settings
 from headwater.simulator import FaultRule, SimulatorConfig, SimulatorProcess, load_answers, load_prices
 from projections import costs
@@ -163,13 +164,10 @@ async def tell_story(hw: Headwater, outcomes: dict[str, TaskOutcome]) -> None:
         # The one whose classification was no JSON is the most instructive.
         key=lambda o: (orjson.dumps(o.agent_results.get("triage")).find(b'"unknown"') < 0, o.task_id),
     )
-    tree = Tree(f"[bold]The story of task {chosen.task_id}[/bold] of {chosen.tenant_id}")
-    nodes: dict[str | None, Tree] = {None: tree}
-    async for event in events_of(hw, chosen):
-        summary = escape(summary_of(event.type, orjson.loads(event.body.model_dump_json())))
-        label = f"[bold]{event.type}[/bold] [cyan]{event.source_agent_id}[/cyan]  {summary}"
-        nodes[event.id] = nodes.get(event.parent_event_id, tree).add(label)
-    console.print(tree)
+    console.print("[bold]The story of one task[/bold], as 'headwater replay' tells it:")
+    story = story_of([event async for event in events_of(hw, chosen)])
+    if story is not None:
+        show_story(story)
     found = await hw.task(chosen.tenant_id, chosen.task_id)
     if found is not None:
         reply = as_text(chosen.result["reply"])[:SUMMARY_CHARS]

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from headwater.cli import admin, costs, keys, reading, running, submitting
+from headwater.cli import admin, costs, keys, reading, replaying, running, submitting
 from headwater.cli.common import err
 from schemas.errors import HeadwaterError, InvalidInputError
 
@@ -20,6 +20,7 @@ running.register(app)
 submitting.register(app)
 reading.register(app)
 costs.register(app)
+replaying.register(app)
 admin.register(app)
 keys.register(app)
 

@@ -73,8 +73,8 @@ async def _read(redis_url: str) -> tuple[list[AgentEvent], dict[str, bytes]]:
 
 def test_the_demo_shows_a_story_costs_and_an_equal_bill(played: tuple[str, Path]) -> None:
     output = played[0]
-    assert "The story of task" in output
-    assert "task.completed" in output
+    assert "The story of one task" in output
+    assert "The task was completed" in output
     assert re.search(r"velo-harbor +│ writer", output)
     found = re.search(r"ledger \$([0-9.]+) for (\d+) answers, bill \$([0-9.]+) for (\d+) requests: equal", output)
     assert found is not None, output[-2000:]

@@ -1,0 +1,105 @@
+"""How a story, a moment and a blame look in a terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.markup import escape
+from rich.tree import Tree
+
+from headwater.cli.common import out
+from headwater.cli.showing import as_text
+from headwater.replay.story import Node, Story
+from schemas.money import plain
+
+_STATUS = {"completed": "green", "failed": "red", "cancelled": "yellow", "running": "blue"}
+_WASTE = {
+    "failed_attempt": "failed attempt",
+    "rejected_handoff": "rejected handoff",
+    "failed_run": "failed run",
+    "cancelled": "cancelled work",
+    "failed_task": "failed task",
+}
+CONTENT_CHARS = 2000
+
+
+def show_story(story: Story) -> None:
+    """The tree, and under it where the money went."""
+    colour = _STATUS.get(story.status, "blue")
+    head = (
+        f"[bold]Task {escape(story.task_id)}[/bold] of {escape(story.tenant_id)}, session {escape(story.session_id)}: "
+        f"[{colour}]{story.status}[/] in {story.duration_us / 1_000_000:.2f} s for ${plain(story.total_usd)}"
+    )
+    tree = Tree(head, guide_style="dim")
+    stack = [(tree, root) for root in reversed(story.roots)]
+    while stack:
+        parent, node = stack.pop()
+        branch = parent.add(_label(node))
+        leading_on = [child for child in node.children if child.children]
+        for child in node.children:
+            if not child.children:
+                branch.add(_label(child))
+        # One thing led to the next: told on the same level. Several at once are branches.
+        onto = parent if len(leading_on) == 1 else branch
+        stack += [(onto, child) for child in reversed(leading_on)]
+    out.print(tree)
+    waste = story.waste()
+    if waste:
+        parts = ", ".join(f"${plain(usd)} on {_WASTE.get(kind, kind)}s" for kind, usd in waste.items())
+        out.print(f"  of ${plain(story.total_usd)}, ${plain(story.wasted_usd)} came to nothing: {parts}")
+
+
+def _label(node: Node) -> str:
+    notes = []
+    if node.children and node.total_usd:
+        notes.append(f"${plain(node.total_usd)} in all")
+    if node.outcome not in (None, "useful"):
+        notes.append(f"[red]waste: {_WASTE.get(str(node.outcome), node.outcome)}[/red]")
+    note = f"  [dim]({', '.join(notes)})[/dim]" if notes else ""
+    return f"[dim]{node.after_us / 1_000_000:7.3f} s[/dim]  {escape(node.sentence)}{note}"
+
+
+def show_moment(found: Mapping[str, Any]) -> None:
+    """The state, the messages, the contexts and the ledger at a position."""
+    out.print(
+        f"[bold]At {found['at']}[/bold] task {found['task_id']} of {escape(found['tenant'])} was {found['status']}"
+    )
+    if found["task"] is not None:
+        out.print("[bold]state[/bold]")
+        out.print(escape(as_text(found["task"])), soft_wrap=True)
+    out.print("[bold]session[/bold]")
+    for message in found["session"]:
+        out.print(f"  {message['role']:9} {escape(_cut(message['content']))}", soft_wrap=True)
+    for context in found["contexts"]:
+        out.print(f"[bold]what {escape(context['agent'])} was given[/bold] (call {context['call_id']})")
+        out.print(escape(_cut(context["given"])), soft_wrap=True)
+    ledger = found["ledger"]
+    out.print(
+        f"[bold]ledger of {escape(found['tenant'])}[/bold]  ${ledger['total_usd']}, {ledger['attempts']} attempts"
+    )
+    for agent, usd in ledger["by_agent"].items():
+        out.print(f"  {escape(agent):20} ${usd}")
+
+
+def show_blame(found: Mapping[str, Any]) -> None:
+    """Where a value came from, and which way it went."""
+    out.print(
+        f"[bold]{escape(found['pointer'] or 'the result')}[/bold] is {escape(_cut(found['value']))}", soft_wrap=True
+    )
+    origin = found["origin"]
+    if origin is None:
+        out.print("no event carries this value: the agent made it up on the way, outside of its steps and requests")
+        return
+    attempt = f", attempt {origin['attempt']}" if origin["attempt"] else ""
+    out.print(f"it came from [bold]{origin['type']}[/bold] by {escape(origin['by'])}{attempt} ({origin['event_id']})")
+    for hop in found["path"]:
+        mark = "→" if hop is not origin else "●"
+        where = f"{hop['type']}{hop['where']}"
+        out.print(
+            f"  {mark} {hop['position']}  {escape(hop['by']):14} {escape(where)}  [dim]{hop['how']}[/dim]",
+            soft_wrap=True,
+        )
+
+
+def _cut(value: Any) -> str:
+    text = as_text(value)
+    return text if len(text) <= CONTENT_CHARS else f"{text[:CONTENT_CHARS]}… ({len(text):,} characters; --json has all)"
