@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 
 import asyncpg
@@ -13,6 +14,7 @@ from schemas.content import blob_of
 from schemas.event import FIELDS, AgentEvent, decode_body
 
 _COLUMNS = ("tenant", "ms", "seq", *FIELDS)
+_values = itemgetter(*FIELDS)
 
 
 class Archive:
@@ -24,7 +26,7 @@ class Archive:
 
     async def apply(self, conn: Connection, batch: Sequence[Recorded]) -> None:
         """Copy the entries as they are stored."""
-        rows = [(entry.event.tenant_id, *entry.position, *(entry.fields[name] for name in FIELDS)) for entry in batch]
+        rows = [(entry.event.tenant_id, *entry.position, *_values(entry.fields)) for entry in batch]
         await conn.copy_records_to_table("events", records=rows, columns=_COLUMNS)
 
 

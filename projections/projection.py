@@ -1,8 +1,7 @@
 """What a projection is: a name, its tables, the event types it reads, and how it applies a batch."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from projections.db import Connection
 from schemas.event import AgentEvent
@@ -12,8 +11,7 @@ Position = tuple[int, int]
 START: Position = (0, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
+class Recorded(NamedTuple):
     """An event with its place in the log and the fields that it was stored with."""
 
     event: AgentEvent
@@ -32,6 +30,21 @@ class Projection(Protocol):
     async def apply(self, conn: Connection, batch: Sequence[Recorded]) -> None:
         """Write what `batch` means. Events of one tenant come in log order, each exactly once."""
         ...
+
+
+class Relevant:
+    """A batch for several projections, each of which gets the entries of the types it reads."""
+
+    def __init__(self, entries: Sequence[Recorded]) -> None:
+        self.entries = entries
+        self._types = [entry.event.body.type for entry in entries]
+
+    def to(self, projection: Projection) -> Sequence[Recorded]:
+        """The entries that `projection` reads, in order."""
+        wanted = projection.event_types
+        if wanted is None:
+            return self.entries
+        return [entry for entry, name in zip(self.entries, self._types, strict=True) if name in wanted]
 
 
 def parse_position(text: str) -> Position:

@@ -1,5 +1,6 @@
 """Rebuilding projections from the archive, and the digests that show that nothing changed (I4)."""
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -9,7 +10,7 @@ import structlog
 
 from projections.archive import read_event
 from projections.db import Connection, Pool, database_errors
-from projections.projection import Projection, Recorded
+from projections.projection import Projection, Recorded, Relevant
 from projections.runner import APPLY_LOCK, PROJECTIONS
 from schemas.bodies import BODIES
 from schemas.errors import InvalidInputError
@@ -45,8 +46,7 @@ async def rebuild(pool: Pool, names: Sequence[str], progress: Progress = lambda 
         async with pool.acquire() as conn, conn.transaction():
             # The projector waits; the log keeps what comes in meanwhile.
             await conn.execute("SELECT pg_advisory_xact_lock($1)", APPLY_LOCK)
-            for projection in chosen:
-                await _rebuild_one(conn, projection, progress)
+            await _rebuild(pool, conn, chosen, progress)
 
 
 async def rebuild_outdated(pool: Pool) -> list[str]:
@@ -61,23 +61,41 @@ async def rebuild_outdated(pool: Pool) -> list[str]:
     return names
 
 
-async def _rebuild_one(conn: Connection, projection: Projection, progress: Progress) -> None:
-    types = sorted(projection.event_types or BODIES)
-    total = await conn.fetchval("SELECT count(*) FROM events WHERE type = ANY($1)", types)
-    for table in projection.tables:
-        await conn.execute(f"DELETE FROM {table}")
-    done = 0
-    progress(projection.name, 0, total)
-    cursor = await conn.cursor(_READ, types)
-    while rows := await cursor.fetch(BATCH):
-        await projection.apply(conn, [_recorded(row) for row in rows])
-        done += len(rows)
-        progress(projection.name, done, total)
-    await conn.execute("DELETE FROM positions WHERE projection = $1", projection.name)
-    await conn.execute(
-        "INSERT INTO positions SELECT $1, tenant, ms, seq, events FROM positions WHERE projection = 'archive'",
-        projection.name,
-    )
+async def _rebuild(pool: Pool, conn: Connection, chosen: Sequence[Projection], progress: Progress) -> None:
+    """Read the archive once for all chosen projections, the next batch while one is applied."""
+    totals = {row["type"]: row["n"] for row in await conn.fetch("SELECT type, count(*) AS n FROM events GROUP BY type")}
+    wanted = sorted(set().union(*(projection.event_types or BODIES for projection in chosen)))
+    done = dict.fromkeys((projection.name for projection in chosen), 0)
+
+    def report(projection: Projection, more: int) -> None:
+        done[projection.name] += more
+        in_all = sum(totals.get(name, 0) for name in projection.event_types or BODIES)
+        progress(projection.name, done[projection.name], in_all)
+
+    for projection in chosen:
+        report(projection, 0)
+        for table in projection.tables:
+            await conn.execute(f"DELETE FROM {table}")
+    # A second connection reads: what it sees does not change, for nothing is archived while the lock is held.
+    async with pool.acquire() as reader, reader.transaction(readonly=True):
+        cursor = await reader.cursor(_READ, wanted)
+        rows = await cursor.fetch(BATCH)
+        while rows:
+            following = asyncio.create_task(cursor.fetch(BATCH))
+            try:
+                batch = Relevant([_recorded(row) for row in rows])
+                for projection in chosen:
+                    relevant = batch.to(projection)
+                    await projection.apply(conn, relevant)
+                    report(projection, len(relevant))
+            finally:
+                rows = await following
+    for projection in chosen:
+        await conn.execute("DELETE FROM positions WHERE projection = $1", projection.name)
+        await conn.execute(
+            "INSERT INTO positions SELECT $1, tenant, ms, seq, events FROM positions WHERE projection = 'archive'",
+            projection.name,
+        )
 
 
 def _recorded(row: asyncpg.Record) -> Recorded:

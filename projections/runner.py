@@ -4,6 +4,7 @@ Redis' checkpoint says what to send; the positions in PostgreSQL say what has be
 between the two is sent the same entries again, and skips them here.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from projections.archive import Archive, blob_hashes, keep_blobs, keep_unreadabl
 from projections.db import Connection, Pool, database_errors
 from projections.ledger import Ledger
 from projections.metrics import Metrics
-from projections.projection import START, Position, Projection, Recorded, columns, parse_position
+from projections.projection import START, Position, Projection, Recorded, Relevant, columns, parse_position
 from projections.sessions import Sessions
 from schemas.errors import NotFoundError, UnreadableEventError
 from schemas.event import decode, entry_fields
@@ -27,6 +28,9 @@ logger = structlog.get_logger(__name__)
 
 PROJECTIONS: tuple[Projection, ...] = (Archive(), Ledger(), Sessions(), Metrics())
 APPLY_LOCK = 0x7072_6F6A  # "proj": shared by applying, taken alone by a rebuild
+
+LARGE_ROUND = 1_000
+"""Entries from which a round is applied in two parts."""
 
 _MOVE = """
 INSERT INTO positions AS p (projection, tenant, ms, seq, events)
@@ -53,8 +57,15 @@ class Runner:
         self._projections = projections
 
     async def handle(self, leased: LeasedRound) -> list[Commit]:
-        """Apply a round; its commits only move Redis' checkpoint."""
-        await self.apply(leased.batches)
+        """Apply a round; its commits only move Redis' checkpoint.
+
+        A large round goes in two transactions side by side: one is prepared here while PostgreSQL works on the other.
+        No row is shared between them, because no tenant is.
+        """
+        applied = await asyncio.gather(*(self.apply(part) for part in in_parts(leased.batches)), return_exceptions=True)
+        for result in applied:
+            if isinstance(result, BaseException):
+                raise result
         return [Commit() for _ in leased.batches]
 
     async def apply(self, batches: Sequence[TenantBatch]) -> None:
@@ -81,7 +92,10 @@ class Runner:
     ) -> None:
         blobs = await self._blobs(entries)
         ends = {batch.tenant_id: parse_position(batch.end) for batch in batches}
+        starts = {batch.tenant_id: parse_position(batch.start) for batch in batches}
         tenants = sorted(ends)
+        everything = Relevant(entries)
+        all_counts = Counter(entry.event.tenant_id for entry in entries)
         with database_errors():
             async with self._pool.acquire() as conn, conn.transaction():
                 await conn.execute("SELECT pg_advisory_xact_lock_shared($1)", APPLY_LOCK)
@@ -89,12 +103,12 @@ class Runner:
                 moves: list[tuple[object, ...]] = []
                 for projection in self._projections:
                     applied = {tenant: positions.get((projection.name, tenant), START) for tenant in tenants}
-                    new = [e for e in entries if e.position > applied[e.event.tenant_id]]
-                    wanted = projection.event_types
-                    relevant = [e for e in new if wanted is None or e.event.type in wanted]
-                    if relevant:
+                    new, counts = everything, all_counts
+                    if any(applied[tenant] > start for tenant, start in starts.items()):
+                        new = Relevant([e for e in entries if e.position > applied[e.event.tenant_id]])
+                        counts = Counter(e.event.tenant_id for e in new.entries)
+                    if relevant := new.to(projection):
                         await projection.apply(conn, relevant)
-                    counts = Counter(entry.event.tenant_id for entry in new)
                     moves += [(projection.name, t, *ends[t], counts[t]) for t in tenants if ends[t] > applied[t]]
                 await keep_unreadable(conn, unreadable)
                 await keep_blobs(conn, blobs)
@@ -103,7 +117,7 @@ class Runner:
     async def _blobs(self, entries: Sequence[Recorded]) -> dict[tuple[str, str], bytes]:
         wanted: dict[str, set[str]] = {}
         for entry in entries:
-            if hashes := blob_hashes(entry.fields["body"]):
+            if '"$blob"' in entry.fields["body"] and (hashes := blob_hashes(entry.fields["body"])):
                 wanted.setdefault(entry.event.tenant_id, set()).update(hashes)
         found = {}
         for tenant_id, hashes in wanted.items():
@@ -146,6 +160,19 @@ def _read(batches: Sequence[TenantBatch]) -> tuple[list[Recorded], list[Unreadab
                 logger.error("unreadable_entry", tenant=batch.tenant_id, position=text, error=str(error))
                 unreadable.append((batch.tenant_id, position, flat, str(error)))
     return entries, unreadable
+
+
+def in_parts(batches: Sequence[TenantBatch]) -> list[list[TenantBatch]]:
+    """The batches in two parts of about the same number of entries, or in one if that is soon done."""
+    if sum(len(batch.entries) for batch in batches) < LARGE_ROUND:
+        return [list(batches)]
+    parts: list[list[TenantBatch]] = [[], []]
+    sizes = [0, 0]
+    for batch in sorted(batches, key=lambda batch: -len(batch.entries)):
+        smaller = sizes.index(min(sizes))
+        parts[smaller].append(batch)
+        sizes[smaller] += len(batch.entries)
+    return [part for part in parts if part]
 
 
 def _halves(batches: Sequence[TenantBatch]) -> list[list[TenantBatch]]:
