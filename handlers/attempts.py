@@ -18,6 +18,7 @@ from schemas.errors import ConfigurationError, ProviderError
 
 EMBEDDING = "embedding"
 """The tier that attempts at embeddings are recorded under."""
+WORKER_LOST = "WorkerLost"
 JITTER = 0.1
 """A wait is up to this much longer, so that agents that failed together do not come back together."""
 
@@ -227,7 +228,7 @@ class Attempt:
         body = self._body(
             delivery=delivery,
             status="unknown",
-            error_class="WorkerLost",
+            error_class=WORKER_LOST,
             error=f"the worker of delivery {delivery} died; whether it sent this request is not known",
             cost_status="unknown",
         )
@@ -257,6 +258,39 @@ class Attempt:
             "diverged": diverged,
         }
         return LlmAttempted(**(known | outcome))
+
+
+def lost_with_its_worker(journal: Journal) -> LlmAttempted | None:
+    """For a call that is not run again: the request that its last worker may have had in flight when it died.
+
+    Which request it was is guessed from what was recorded before, so that its id is the one that was sent along; what
+    it said, nobody knows any more.
+    """
+    lost = journal.lost_delivery()
+    if lost is None:
+        return None
+    ordinal, last = journal.last_recorded() or (-1, None)
+    failed = isinstance(last, LlmAttempted) and not _replayable(last)
+    now = datetime.now(UTC)
+    return LlmAttempted(
+        call_id=journal.call.call_id,
+        ordinal=ordinal if failed else ordinal + 1,
+        attempt=last.attempt + 1 if isinstance(last, LlmAttempted) and failed else 1,
+        delivery=lost,
+        agent_id=journal.call.agent_id,
+        tier="unknown",
+        requested_model="unknown",
+        params={},
+        request_hash="",
+        request=None,
+        status="unknown",
+        error_class=WORKER_LOST,
+        error=f"the worker of delivery {lost} died; whether it had sent a request, and which, is not known",
+        started_at=now,
+        ended_at=now,
+        duration_us=0,
+        cost_status="unknown",
+    )
 
 
 LEFT = "StreamLeft"

@@ -64,7 +64,7 @@ class Journal:
             self._recorded.setdefault(int(key.partition(".")[0]), []).append(event)
             self._last_recorder = max(self._last_recorder, int(key.rpartition("@")[2]))
         for found in self._recorded.values():
-            found.sort(key=lambda event: tuple(map(int, (event.position or "0-0").split("-"))))
+            found.sort(key=_place)
 
     def announce(self) -> None:
         """Record `agent.started` soon, unless another fact takes it along before."""
@@ -90,6 +90,12 @@ class Journal:
     def recorded(self, ordinal: int) -> list[AgentEvent]:
         """The facts that earlier deliveries recorded at this ordinal, oldest first."""
         return self._recorded.get(ordinal, [])
+
+    def last_recorded(self) -> tuple[int, EventBody] | None:
+        """The newest fact that earlier deliveries recorded under an ordinal, and the ordinal."""
+        newest = [(found[-1], ordinal) for ordinal, found in self._recorded.items()]
+        event, ordinal = max(newest, key=lambda item: _place(item[0]), default=(None, -1))
+        return None if event is None else (ordinal, event.body)
 
     def reuse(self, event: AgentEvent) -> None:
         """Note that the agent was given a recorded fact."""
@@ -188,3 +194,7 @@ class Journal:
     async def resolve(self, value: Json) -> Json:
         """A content of this tenant, read in full."""
         return await self._streams.log.resolve(self.call.tenant_id, value)
+
+
+def _place(event: AgentEvent) -> tuple[int, ...]:
+    return tuple(map(int, (event.position or "0-0").split("-")))

@@ -241,8 +241,7 @@ class LlmClient:
         )
 
     def _request(self, messages: list[dict[str, Any]], tier: Tier, given: dict[str, Any]) -> Request:
-        reserved = sorted(RESERVED & given.keys())
-        if reserved:
+        if reserved := sorted(name for name in given if name in RESERVED):
             raise InvalidInputError(f"{', '.join(reserved)}: not for an agent to set; the settings and the tier say it")
         params = {name: value for name, value in given.items() if value is not None}
         return Request.of(self._journal.next_ordinal(), tier, {"messages": messages}, params)

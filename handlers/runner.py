@@ -6,6 +6,7 @@ import time
 
 import structlog
 
+from handlers.attempts import WORKER_LOST, lost_with_its_worker
 from handlers.capabilities import capability_for, check_input, check_output
 from handlers.context import HandOver, TaskContext, jsonable
 from handlers.journal import Journal
@@ -89,11 +90,16 @@ class AgentRunner:
 
     async def _run(self, journal: Journal, clock: int) -> list[EventBody]:
         call = journal.call
-        if journal.delivery.delivery > MAX_DELIVERIES:
-            text = f"{MAX_DELIVERIES} workers died or lost their lease while running this call"
-            return [self._failed(journal, clock, "WorkerLost", text)]
         if journal.delivery.steps:
             await journal.load()
+        given_up = journal.delivery.delivery > MAX_DELIVERIES
+        if given_up or journal.delivery.cancelled:
+            lost = lost_with_its_worker(journal)
+            if lost is not None:
+                journal.set_aside(lost)
+        if given_up:
+            text = f"{MAX_DELIVERIES} workers died or lost their lease while running this call"
+            return [self._failed(journal, clock, WORKER_LOST, text)]
         if journal.delivery.cancelled:
             return [self._cancelled(journal, clock)]
         if call.kind != "agent":

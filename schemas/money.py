@@ -5,7 +5,7 @@ Users' bills went wrong elsewhere by counting cached tokens twice and by pricing
 sum is plain (count x rate per class) and a model without rates is `unpriced`, never free.
 """
 
-from decimal import Context, Decimal, Inexact, localcontext
+from decimal import Context, Decimal, Inexact
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,6 +24,7 @@ with an HTTP error. unknown: the answer was never read in full, so the provider 
 
 
 _EXACT = Context(prec=100, traps=[Inexact])
+"""The usual 28 digits would round where a rate with many digits meets many tokens."""
 
 
 class TokenCounts(BaseModel):
@@ -87,15 +88,17 @@ class Rates(BaseModel):
 
     def cost_usd(self, tokens: TokenCounts) -> Decimal:
         """The exact price of `tokens` in US dollars."""
-        # The usual 28 digits would round where a rate with many digits meets many tokens.
-        with localcontext(_EXACT):
-            return (
-                self.input_uncached * tokens.input_uncached
-                + self.cache_read * tokens.cache_read
-                + self.cache_write * tokens.cache_write
-                + self.output_text * tokens.output_text
-                + self.output_reasoning * tokens.output_reasoning
-            )
+        total = Decimal(0)
+        for rate, count in (
+            (self.input_uncached, tokens.input_uncached),
+            (self.cache_read, tokens.cache_read),
+            (self.cache_write, tokens.cache_write),
+            (self.output_text, tokens.output_text),
+            (self.output_reasoning, tokens.output_reasoning),
+        ):
+            if count:
+                total = _EXACT.add(total, _EXACT.multiply(rate, count))
+        return total
 
 
 def plain(value: Decimal) -> str:

@@ -60,7 +60,10 @@ class OrderedCall:
 
         Raises what passes the runner by: `CrashError`, `StaleLeaseError`.
         """
-        taken = await self.take()
+        return await self.run_taken(await self.take(), agent)
+
+    async def run_taken(self, taken: TakenCall, agent: AgentFunction) -> EventBody:
+        """Run `agent` on a delivery, and settle."""
         events = await _runner(self.streams, self.service, agent, self.lease_ms).handle(taken)
         blobs: dict[str, bytes] = {}
         facts = [encode(event, blobs) for event in events]

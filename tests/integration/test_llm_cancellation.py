@@ -15,7 +15,7 @@ from schemas.bodies import AgentCancelled, AgentCompleted, EventBody
 from schemas.errors import StaleLeaseError
 from schemas.task import Task
 from streams.connection import Streams
-from tests.agent_runs import LEASE_MS, AgentFunction, OrderedCall, llm_service, order
+from tests.agent_runs import LEASE_MS, AgentFunction, CrashError, OrderedCall, llm_service, order
 from tests.processes import until
 
 DEADLINE_S = 20.0
@@ -227,3 +227,46 @@ async def test_renewing_and_recording_move_the_end_of_the_lease(streams: Streams
     await call.end_lease()
     assert await streams.functions.renew([delivery], lease_ms=LEASE_MS) == [False]
     assert delivery.lease_over()
+
+
+@pytest.mark.parametrize("answers", [0, 1, 2])
+@pytest.mark.parametrize("fails", [0, 1])
+async def test_what_a_dead_worker_had_in_flight_is_listed_although_the_call_is_not_run_again(
+    streams: Streams,
+    service: LlmService,
+    simulator: SimulatorProcess,
+    monkeypatch: pytest.MonkeyPatch,
+    answers: int,
+    fails: int,
+) -> None:
+    simulator.set_faults([FaultRule(model="fast", fail_first=fails)])
+    record = streams.functions.record
+    budget = iter(range(answers * (1 + fails) + fails))
+
+    async def die_at_last(*args: Any, **kwargs: Any) -> str:
+        # The worker dies when the answer is there and paid for, and before it is recorded.
+        if "started" not in kwargs["key"] and next(budget, None) is None:
+            raise CrashError
+        return await record(*args, **kwargs)
+
+    async def ask_thrice(task: Task, context: TaskContext) -> None:
+        for n in range(3):
+            await context.llm.complete(f"{task.text} {n}")
+
+    monkeypatch.setattr(streams.functions, "record", die_at_last)
+    call = await order(streams, service, text=f"{answers} {fails}")
+    billed = simulator.bill()["requests"]
+    with pytest.raises(CrashError):
+        await call.run(ask_thrice)
+    monkeypatch.setattr(streams.functions, "record", record)
+    await call.end_lease()
+    taken = await call.take()
+    await call.cancel()
+    assert isinstance(await call.run_taken(taken, ask_thrice), AgentCancelled)
+    bill = simulator.bill()["entries"][billed:]
+    assert len(bill) == answers + 1
+    ids = [event.id for event in await call.events() if event.type == "llm.attempted"]
+    assert {entry["attempt_id"] for entry in bill} <= set(ids)
+    *_, lost = await call.attempts()
+    assert (lost.status, lost.error_class, lost.cost_status) == ("unknown", "WorkerLost", "unknown")
+    assert bill[-1]["attempt_id"] == ids[-1]
