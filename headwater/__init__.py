@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from handlers.context import HandOver, TaskContext
     from handlers.decomposition import is_complex, never
     from handlers.llm import Completion
+    from handlers.llm_stream import LlmStream
     from handlers.protocol import HandoffProtocol, HandoffResult
     from handlers.registry import AgentRegistry, get_agent_registry
     from handlers.router import HybridRouter, RoutingDecision
@@ -26,7 +27,13 @@ if TYPE_CHECKING:
     from headwater.settings import Settings, get_settings
     from headwater.tracing import AgentTracer, init_langfuse
     from projections.cost_tracker import CostTracker
-    from schemas.errors import HandoffRejectedError, HeadwaterError, TaskFailedError
+    from schemas.errors import (
+        HandoffRejectedError,
+        HeadwaterError,
+        ProviderError,
+        StructuredOutputError,
+        TaskFailedError,
+    )
     from schemas.event import AgentEvent
     from schemas.handoff import HandoffPayload
     from schemas.task import Accepted, NewTask, Task, TaskOutcome
@@ -53,11 +60,14 @@ _HOMES = {
     "Headwater": "headwater.client",
     "HeadwaterError": "schemas.errors",
     "HybridRouter": "handlers.router",
+    "LlmStream": "handlers.llm_stream",
     "NewTask": "schemas.task",
+    "ProviderError": "schemas.errors",
     "RoutingDecision": "handlers.router",
     "SemanticValidator": "handlers.semantic",
     "Settings": "headwater.settings",
     "StrictnessConfig": "handlers.strictness",
+    "StructuredOutputError": "schemas.errors",
     "SupervisorOrchestrator": "headwater.orchestrator",
     "Task": "schemas.task",
     "TaskContext": "handlers.context",
@@ -98,11 +108,14 @@ __all__ = [
     "Headwater",
     "HeadwaterError",
     "HybridRouter",
+    "LlmStream",
     "NewTask",
+    "ProviderError",
     "RoutingDecision",
     "SemanticValidator",
     "Settings",
     "StrictnessConfig",
+    "StructuredOutputError",
     "SupervisorOrchestrator",
     "Task",
     "TaskContext",

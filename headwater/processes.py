@@ -39,6 +39,8 @@ async def run_worker(settings: Settings, endpoints: Endpoints, *, provider: Prov
         logger.info("worker_started", worker=worker, agents=[agent.agent_id for agent in team.registry])
         await _run_until_stopped(broker)
     finally:
+        if isinstance(provider, LitellmProvider):
+            await provider.aclose()
         await streams.close()
     logger.info("worker_stopped", worker=worker)
 

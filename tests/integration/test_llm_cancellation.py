@@ -10,8 +10,11 @@ import pytest
 
 from handlers.context import TaskContext
 from handlers.llm import LlmService
+from headwater import AgentRegistration, BaseAgent, HybridRouter, Team
+from headwater.embedded import Endpoints
 from headwater.simulator import AnswerRule, FaultRule, SimulatorConfig, SimulatorProcess
-from schemas.bodies import AgentCancelled, AgentCompleted, EventBody
+from headwater.testing import running
+from schemas.bodies import AgentCancelled, AgentCompleted, EventBody, LlmAttempted
 from schemas.errors import StaleLeaseError
 from schemas.task import Task
 from streams.connection import Streams
@@ -270,3 +273,37 @@ async def test_what_a_dead_worker_had_in_flight_is_listed_although_the_call_is_n
     *_, lost = await call.attempts()
     assert (lost.status, lost.error_class, lost.cost_status) == ("unknown", "WorkerLost", "unknown")
     assert bill[-1]["attempt_id"] == ids[-1]
+
+
+async def test_a_task_that_is_cancelled_while_its_agent_reads_a_stream(endpoints: Endpoints) -> None:
+    begun = asyncio.Event()
+
+    class Reader(BaseAgent):
+        registration = AgentRegistration(agent_id="reader", name="Reader", description="reads")
+
+        async def execute(self, task: Task, context: TaskContext) -> str:
+            async with context.llm.stream(task.text) as stream:
+                async for _ in stream:
+                    begun.set()
+            return stream.text
+
+    team = Team(agents=[Reader()], router=HybridRouter(rules=[lambda task: "reader"]))
+    async with running(team, endpoints, faults=[FaultRule(slow_body_ms=60_000)], lease_ms=600) as hw:
+        accepted = await hw.submit("one, two")
+        async with asyncio.timeout(DEADLINE_S):
+            await begun.wait()
+        await hw.hw.bus(accepted.tenant_id).cancel(accepted.task_id, accepted.session_id)
+        run = await hw.finished(accepted)
+        assert run.outcome.status == "cancelled"
+
+        async def stopped() -> bool:
+            return [e.type for e in await hw.events()][-1] == "agent.cancelled"
+
+        await until(stopped, "the agent was stopped")
+        (attempt,) = [e for e in await hw.events() if isinstance(e.body, LlmAttempted)]
+        (entry,) = hw.bill()
+        assert entry["attempt_id"] == attempt.id
+    body = attempt.body
+    assert isinstance(body, LlmAttempted)
+    assert (body.status, body.cost_status, body.delivery) == ("cancelled", "unknown", 1)
+    assert body.response["text"]
