@@ -58,6 +58,7 @@ async def page(
 @events.get(
     "/events/stream",
     summary="Follow the log (server-sent events)",
+    status_code=200,
     response_class=EventStream,
     responses={
         200: {

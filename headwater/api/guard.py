@@ -2,6 +2,7 @@
 handler runs for a bounded time. In this order, so that a stranger cannot make us read or parse anything."""
 
 import asyncio
+import contextlib
 
 import structlog
 from fastapi import FastAPI
@@ -18,6 +19,9 @@ logger = structlog.get_logger(__name__)
 API_PREFIX = "/v1/"
 STREAM_PATH = "/v1/events/stream"
 BODY_TIMEOUT_S = 30.0
+DRAIN_S = 2.0
+"""How long the rest of a refused body is read and thrown away. A client that is cut off while it sends sees a broken
+connection, not the reason."""
 ANSWER_TIMEOUT_S = 30.0
 _HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
 
@@ -37,11 +41,16 @@ class Guard:
             await self._app(scope, receive, send)
             return
         answer = _Answer(send, is_api=scope["path"].startswith(API_PREFIX))
+        headers = Headers(scope=scope)
         try:
-            headers = Headers(scope=scope)
-            if answer.is_api:
-                await self._authenticate(scope, headers)
-            body = await self._read_body(headers, receive)
+            try:
+                if answer.is_api:
+                    await self._authenticate(scope, headers)
+                body = await self._read_body(headers, receive)
+            except ApiProblem as problem:
+                if problem.status != 408:
+                    await self._drain(headers, receive)
+                raise
             await self._handle(scope, _Replay(body, receive), answer)
         except ApiProblem as problem:
             if not answer.started:
@@ -101,6 +110,19 @@ class Guard:
         except TimeoutError as error:
             text = f"the body did not arrive within {BODY_TIMEOUT_S:g} s"
             raise ApiProblem(408, text, headers={"Connection": "close"}) from error
+
+    async def _drain(self, headers: Headers, receive: Receive) -> None:
+        if "expect" in headers or not ("content-length" in headers or "transfer-encoding" in headers):
+            # The client waits for a word before it sends anything, or has nothing to send.
+            return
+        left = self._max_request_bytes
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_S):
+                while left > 0:
+                    message = await receive()
+                    left -= len(message.get("body", b""))
+                    if message["type"] != "http.request" or not message.get("more_body", False):
+                        return
 
     def _too_large(self) -> ApiProblem:
         return ApiProblem(
