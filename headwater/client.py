@@ -10,8 +10,9 @@ from headwater.settings import Settings
 from headwater.tracking import TaskTracker
 from projections import queries, reading
 from projections.cost_tracker import CostTracker
-from projections.costs import CostKey, CostRow
+from projections.costs import CostKey, CostRow, DecisionCosts
 from projections.costs import costs as ledger_costs
+from projections.costs import decision_costs as ledger_decision_costs
 from projections.db import Pool, connect
 from projections.history import SeenEntry
 from projections.langfuse_costs import LangfuseCosts
@@ -151,6 +152,11 @@ class Headwater:
         if tenant_id is not None:
             await self.caught_up(tenant_id)
         return await ledger_costs(self.pool, by=by, tenant_id=tenant_id, agent_id=agent_id, days=days, limit=limit)
+
+    async def decision_costs(self, tenant_id: str, event_id: str) -> DecisionCosts:
+        """What an event cost with everything under it. Raises `NotFoundError` for an unknown one."""
+        await self.caught_up(tenant_id)
+        return await ledger_decision_costs(self.pool, tenant_id, event_id)
 
     async def events(
         self,

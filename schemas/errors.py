@@ -13,6 +13,10 @@ class TenantMismatchError(HeadwaterError):
     """An event or key of one tenant was used with another tenant's identity. Nothing was read or written."""
 
 
+class AccessDeniedError(HeadwaterError):
+    """An API key is missing, not known or revoked, or it may not do this. Use another one."""
+
+
 class UnreadableEventError(HeadwaterError):
     """A log entry cannot be understood: fields are missing, or its type or version is not known here."""
 

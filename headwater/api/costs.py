@@ -2,11 +2,12 @@
 
 from typing import Annotated
 
-from fastapi import Query
+from fastapi import Path, Query
 
-from headwater.api.access import ReaderOfAll
-from headwater.api.models import CostsOut
+from headwater.api.access import Reader, ReaderOfAll
+from headwater.api.models import TASK_ID_PATTERN, CostsOut, DecisionOut
 from headwater.api.parts import Connection, router
+from headwater.api.problems import problems
 from projections.costs import CostKey
 from schemas.ids import check_agent_id
 
@@ -36,3 +37,13 @@ async def spent(
         check_agent_id(agent)
     rows = await hw.costs(by=key, tenant_id=tenant, agent_id=agent, days=days, limit=limit)
     return CostsOut(tenant=tenant, by=key, days=days, rows=[row.as_dict(key) for row in rows])
+
+
+@costs.get("/costs/decisions/{event_id}", summary="What one decision cost", responses=problems(404))
+async def of_decision(
+    caller: Reader,
+    hw: Connection,
+    event_id: Annotated[str, Path(pattern=TASK_ID_PATTERN, description="Any event of the log, by its id.")],
+) -> DecisionOut:
+    """What an event cost with everything that followed from it, by agent: of a `task.submitted`, its whole task."""
+    return DecisionOut(**(await hw.decision_costs(caller.tenant_id, event_id)).as_dict())

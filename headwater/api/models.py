@@ -242,3 +242,17 @@ class CostsOut(BaseModel):
     rows: list[dict[str, Json]] = Field(
         examples=[[{"agent": "writer", "cost_usd": "0.0123", "tokens": 4100, "attempts": 12, "failed": 1}]]
     )
+
+
+class DecisionOut(BaseModel):
+    """What one event led to, and cost."""
+
+    model_config = ConfigDict(extra="allow")
+
+    tenant: str = Field(examples=["acme"])
+    event: str
+    type: str = Field(examples=["task.routed"])
+    task: str = Field(examples=[_TASK_ID])
+    at: str
+    cost_usd: str = Field(examples=["0.0123"])
+    agents: list[dict[str, Json]]

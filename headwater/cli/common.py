@@ -11,9 +11,11 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from headwater.client import Headwater
+from headwater.gateway import Gateway
 from headwater.node import find_endpoints
+from headwater.remote import RemoteHeadwater
 from headwater.settings import Settings
-from schemas.errors import ConfigurationError
+from schemas.errors import ConfigurationError, InvalidInputError
 
 T = TypeVar("T")
 
@@ -22,6 +24,12 @@ err = Console(stderr=True, highlight=False)
 
 DataOption = Annotated[Path | None, typer.Option("--data", "--data-dir", help="Data directory. [default: .headwater]")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON: one object, or one a line for a list.")]
+UrlOption = Annotated[
+    str | None, typer.Option("--url", help="A remote Headwater, over HTTP. [default: HEADWATER_URL, or the local one]")
+]
+KeyOption = Annotated[
+    str | None, typer.Option("--key", help="API key for --url; HEADWATER_KEY is better: others see a command line.")
+]
 TenantOption = Annotated[str, typer.Option("--tenant", "-t", help="Tenant id.")]
 
 
@@ -40,6 +48,25 @@ def connected(settings: Settings, work: Callable[[Headwater], Awaitable[T]]) -> 
 
     async def run() -> T:
         async with Headwater(settings, find_endpoints(settings)) as hw:
+            return await work(hw)
+
+    return run_async(run())
+
+
+def reached(data: Path | None, url: str | None, key: str | None, work: Callable[[Gateway], Awaitable[T]]) -> T:
+    """Run `work` with the Headwater that `--url` or HEADWATER_URL names, or without one with the local one.
+
+    `--data` without `--url` means the local one, whatever the environment says.
+    """
+    settings = read_settings(data=data, url=url, key=key)
+    if settings.url is None or (data is not None and url is None):
+        if key is not None:
+            raise InvalidInputError("--key goes with --url: the Headwater on this machine needs none")
+        return connected(settings, work)
+    remote = RemoteHeadwater(settings.url, settings.key)
+
+    async def run() -> T:
+        async with remote as hw:
             return await work(hw)
 
     return run_async(run())

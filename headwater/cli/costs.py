@@ -1,22 +1,36 @@
 """The command `costs`: what was spent, on what, what for, and under which decision."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from headwater.cli.common import DataOption, JsonOption, connected, out, print_json, read_settings
+from headwater.cli.common import (
+    DataOption,
+    JsonOption,
+    KeyOption,
+    UrlOption,
+    connected,
+    out,
+    print_json,
+    reached,
+    read_settings,
+)
 from headwater.client import Headwater
-from projections import costs as ledger
+from headwater.gateway import Gateway
 from projections.cost_tracker import Comparison
 from projections.costs import COST_KEYS, CostRow, DecisionCosts, total_of
 from projections.outcomes import OUTCOMES
 from schemas.errors import DeviationError, InvalidInputError
 from schemas.ids import check_agent_id, check_tenant_id
 from schemas.money import plain
+
+_Reach = Callable[[Callable[[Gateway], Awaitable[Any]]], Any]
+"""`reached`, with the options that say where."""
 
 
 def register(app: typer.Typer) -> None:
@@ -41,6 +55,8 @@ def costs(
         float, typer.Option(min=0, help="With --compare: exit 1 if the differences are a larger share of the ledger.")
     ] = 0.01,
     data: DataOption = None,
+    url: UrlOption = None,
+    key: KeyOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Print what was spent, from the ledger: exact, failed and cancelled attempts included.
@@ -52,14 +68,17 @@ def costs(
     _check(tenant, agent)
     if decision is not None:
         _refuse("--decision", {"--agent": agent, "--by": by, "--limit": limit, "--compare": compare})
-        _decision(tenant, decision, data, json_)
+        _decision(tenant, decision, partial(reached, data, url, key), json_)
     elif compare is not None:
         _refuse("--compare", {"--by": by, "--limit": limit})
         if compare != "langfuse":
             raise InvalidInputError(f"--compare {compare!r}: the ledger can be compared with langfuse")
+        if url is not None:
+            raise InvalidInputError("--compare goes without --url: Langfuse's keys are where its Headwater is")
         _compare(tenant, agent, days, tolerance, data, json_)
     else:
-        _groups(tenant, agent, by or ("tenant" if tenant is None else "agent"), days, limit, data, json_)
+        by = by or ("tenant" if tenant is None else "agent")
+        _groups(tenant, agent, by, days, limit, partial(reached, data, url, key), json_)
 
 
 def _check(tenant: str | None, agent: str | None) -> None:
@@ -75,17 +94,13 @@ def _refuse(option: str, others: Mapping[str, object]) -> None:
 
 
 def _groups(
-    tenant: str | None, agent: str | None, key: str, days: int, limit: int | None, data: DataOption, json_: bool
+    tenant: str | None, agent: str | None, key: str, days: int, limit: int | None, reach: _Reach, json_: bool
 ) -> None:
     if key not in COST_KEYS:
         raise InvalidInputError(f"--by {key!r}: choose from {', '.join(COST_KEYS)}")
-
-    async def work(hw: Headwater) -> list[CostRow]:
-        if tenant is not None:
-            await hw.caught_up(tenant)
-        return await ledger.costs(hw.pool, by=key, tenant_id=tenant, agent_id=agent, days=days, limit=limit)  # type: ignore[arg-type]  # checked above
-
-    rows = connected(read_settings(data=data), work)
+    rows: list[CostRow] = reach(
+        lambda hw: hw.costs(by=key, tenant_id=tenant, agent_id=agent, days=days, limit=limit)  # type: ignore[arg-type]  # checked above
+    )
     if json_:
         for row in rows:
             print_json(row.as_dict(key))
@@ -96,15 +111,10 @@ def _groups(
     out.print(cost_table(f"Costs of {_whose(tenant, agent)} by {key}, last {days} days{first}", key, rows))
 
 
-def _decision(tenant: str | None, event_id: str, data: DataOption, json_: bool) -> None:
+def _decision(tenant: str | None, event_id: str, reach: _Reach, json_: bool) -> None:
     if tenant is None:
         raise InvalidInputError("--decision needs --tenant: an event is one tenant's")
-
-    async def work(hw: Headwater) -> DecisionCosts:
-        await hw.caught_up(tenant)
-        return await ledger.decision_costs(hw.pool, tenant, event_id)
-
-    found = connected(read_settings(data=data), work)
+    found: DecisionCosts = reach(lambda hw: hw.decision_costs(tenant, event_id))
     if json_:
         print_json(found.as_dict())
         return

@@ -1,21 +1,29 @@
 """Commands that read: events, task, session."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
-import orjson
 import typer
 from rich.markup import escape
 
-from headwater.cli.common import DataOption, JsonOption, TenantOption, connected, err, out, print_json, read_settings
+from headwater.cli.common import (
+    DataOption,
+    JsonOption,
+    KeyOption,
+    TenantOption,
+    UrlOption,
+    err,
+    out,
+    print_json,
+    reached,
+)
 from headwater.cli.showing import as_text, show_outcome, summary_of
-from headwater.client import Headwater
-from projections import queries
+from headwater.gateway import Gateway
+from headwater.history import check_position, event_json
+from projections.history import SeenEntry
+from projections.projection import format_position
 from schemas.errors import InvalidInputError, NotFoundError, UnreadableEventError
-from schemas.event import AgentEvent, entry_fields
+from schemas.event import AgentEvent, decode
 from schemas.ids import check_session_id, check_tenant_id
-from streams.log import Entry, read_event
-
-PAGE = 1000
 
 
 def register(app: typer.Typer) -> None:
@@ -33,50 +41,36 @@ def events(
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many events.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new events as they come.")] = False,
     data: DataOption = None,
+    url: UrlOption = None,
+    key: KeyOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Print a tenant's log, oldest first. An entry that cannot be read is named on stderr, and the rest goes on."""
     check_tenant_id(tenant)
-    _check_position(after)
+    start = check_position(after, "--after")
 
-    async def work(hw: Headwater) -> None:
+    async def work(hw: Gateway) -> None:
         printed = 0
-        async for entry in _entries(hw, tenant, after, follow):
-            fields = entry_fields(entry[1])
-            if (session and fields.get("session") != session) or (task and fields.get("task") != task):
-                continue
+        seen = hw.events(tenant, after=start, session_id=session, task_id=task, follow=follow)
+        async for entry in seen:
             try:
-                event = read_event(tenant, entry)
+                if entry.error is not None:
+                    raise UnreadableEventError(entry.error)
+                event = decode(tenant, format_position(entry.position), entry.fields)
             except UnreadableEventError as error:
                 err.print(f"[red]unreadable:[/red] {escape(str(error))}", soft_wrap=True)
                 continue
-            _print_event(event, fields, json_)
+            _print_event(event, entry, json_)
             printed += 1
             if limit is not None and printed >= limit:
                 return
 
-    connected(read_settings(data=data), work)
+    reached(data, url, key, work)
 
 
-async def _entries(hw: Headwater, tenant: str, after: str, follow: bool) -> Any:
-    bus = hw.bus(tenant)
-    if follow:
-        async for entry in bus.follow(after=after):
-            yield entry
-        return
-    page: list[Entry] = await bus.read(after=after, limit=PAGE)
-    while page:
-        for entry in page:
-            yield entry
-        page = await bus.read(after=page[-1][0], limit=PAGE) if len(page) == PAGE else []
-
-
-def _print_event(event: AgentEvent, fields: dict[str, str], json_: bool) -> None:
+def _print_event(event: AgentEvent, entry: SeenEntry, json_: bool) -> None:
     if json_:
-        body = orjson.loads(fields["body"])
-        print_json(
-            {"position": event.position, "tenant": event.tenant_id, **fields, "v": int(fields["v"]), "body": body}
-        )
+        print_json(event_json(event.tenant_id, entry))
         return
     body = event.body.model_dump(mode="json")
     when = event.at.strftime("%H:%M:%S.%f")[:-3]
@@ -88,11 +82,13 @@ def task(
     task_id: Annotated[str, typer.Argument(metavar="ID", help="The task's id.")],
     tenant: TenantOption,
     data: DataOption = None,
+    url: UrlOption = None,
+    key: KeyOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Print a task: its result, its call chain, how it was routed, what each agent said, and its exact cost."""
     check_tenant_id(tenant)
-    found = connected(read_settings(data=data), lambda hw: hw.task(tenant, task_id))
+    found = reached(data, url, key, lambda hw: hw.task(tenant, task_id))
     if found is None:
         raise NotFoundError(f"tenant {tenant!r} has no task {task_id!r}")
     print_json(found) if json_ else show_outcome(found)
@@ -105,6 +101,8 @@ def session(
     tenant: TenantOption,
     reason: Annotated[str, typer.Option(help="With 'clear': why, for the log.")] = "",
     data: DataOption = None,
+    url: UrlOption = None,
+    key: KeyOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Print a session: its messages in order, its tasks, and its exact cost. 'session clear ID' clears it.
@@ -116,16 +114,12 @@ def session(
         raise InvalidInputError(f"session {' '.join(words)!r}: give one session id, or 'clear' and one")
     session_id = check_session_id(words[-1])
     if len(words) == 2:
-        position = connected(read_settings(data=data), lambda hw: hw.clear_session(tenant, session_id, reason=reason))
+        position = reached(data, url, key, lambda hw: hw.clear_session(tenant, session_id, reason=reason))
         cleared = {"tenant": tenant, "session": session_id, "position": position}
         print_json(cleared) if json_ else out.print(f"cleared {escape(session_id)}")
         return
 
-    async def work(hw: Headwater) -> dict[str, Any] | None:
-        await hw.caught_up(tenant)
-        return await queries.session(hw.pool, tenant, session_id)
-
-    found = connected(read_settings(data=data), work)
+    found = reached(data, url, key, lambda hw: hw.session(tenant, session_id))
     if found is None:
         raise NotFoundError(f"tenant {tenant!r} has no session {session_id!r}")
     if json_:
@@ -135,9 +129,3 @@ def session(
     for message in found["messages"]:
         colour = "cyan" if message["role"] == "user" else "green"
         out.print(f"[{colour}]{message['role']:9}[/] {escape(as_text(message['content']))}", soft_wrap=True)
-
-
-def _check_position(text: str) -> None:
-    ms, _, seq = text.partition("-")
-    if not (ms.isdigit() and (seq or "0").isdigit()):
-        raise InvalidInputError(f"--after {text!r} is not a position such as 1732450000000-0")

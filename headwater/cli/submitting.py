@@ -10,10 +10,21 @@ import typer
 from pydantic import ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from headwater.cli.common import JsonOption, connected, err, out, print_json, read_settings
+from headwater.cli.common import (
+    DataOption,
+    JsonOption,
+    KeyOption,
+    TenantOption,
+    UrlOption,
+    err,
+    out,
+    print_json,
+    reached,
+)
 from headwater.cli.showing import show_outcome
-from headwater.client import Headwater
+from headwater.gateway import Gateway
 from schemas.errors import HeadwaterError, InvalidInputError
+from schemas.ids import check_tenant_id
 from schemas.task import Accepted, NewTask
 
 SUBMIT_AT_ONCE = 256
@@ -22,6 +33,7 @@ SUBMIT_AT_ONCE = 256
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
     app.command("submit")(submit)
+    app.command("cancel")(cancel)
 
 
 def submit(
@@ -44,6 +56,8 @@ def submit(
     data_dir: Annotated[
         Path | None, typer.Option("--data-dir", help="Data directory of the running `up`. [default: .headwater]")
     ] = None,
+    url: UrlOption = None,
+    key: KeyOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Submit a task, or with -f a file of tasks. Prints the task's id (with --wait, its outcome).
@@ -51,14 +65,13 @@ def submit(
     A line of the file is {"tenant", "session", "text", "type", "data", "priority", "idempotency_key"}; the last four
     may be left out. A bad line is reported with its number, and the rest goes on.
     """
-    settings = read_settings(data=data_dir)
     if file is not None:
         if text is not None:
             raise typer.BadParameter("give a text or a file, not both")
-        failed = connected(settings, lambda hw: _submit_file(hw, file, wait, timeout, json_))
+        failed = reached(data_dir, url, key, lambda hw: _submit_file(hw, file, wait, timeout, json_))
         raise typer.Exit(1 if failed else 0)
     task = _one_task(text, tenant, session, type_, payload, priority, idempotency_key)
-    ok = connected(settings, lambda hw: _submit_one(hw, task, wait, timeout, json_))
+    ok = reached(data_dir, url, key, lambda hw: _submit_one(hw, task, wait, timeout, json_))
     raise typer.Exit(0 if ok else 1)
 
 
@@ -101,7 +114,7 @@ def _validated(value: Any) -> NewTask:
         raise InvalidInputError(f"{name}: {first['msg'].removeprefix('Value error, ')}") from error
 
 
-async def _submit_one(hw: Headwater, task: NewTask, wait: bool, timeout_s: float, json_: bool) -> bool:
+async def _submit_one(hw: Gateway, task: NewTask, wait: bool, timeout_s: float, json_: bool) -> bool:
     accepted = await hw.submit(task)
     if not wait:
         if json_:
@@ -113,7 +126,7 @@ async def _submit_one(hw: Headwater, task: NewTask, wait: bool, timeout_s: float
         return True
     try:
         async with asyncio.timeout(timeout_s):
-            outcome = await hw.outcomes.wait(accepted)
+            outcome = await hw.wait(accepted)
     except TimeoutError:
         raise HeadwaterError(
             f"task {accepted.task_id} did not end within {timeout_s:g} s; it goes on: look with "
@@ -124,7 +137,7 @@ async def _submit_one(hw: Headwater, task: NewTask, wait: bool, timeout_s: float
     return outcome.status == "completed"
 
 
-async def _submit_file(hw: Headwater, file: Path, wait: bool, timeout_s: float, json_: bool) -> bool:
+async def _submit_file(hw: Gateway, file: Path, wait: bool, timeout_s: float, json_: bool) -> bool:
     """Submit every good line, and say of every bad one what is wrong. Returns whether anything failed."""
     lines = _read_lines(file)
     progress = Progress(
@@ -158,7 +171,7 @@ async def _submit_file(hw: Headwater, file: Path, wait: bool, timeout_s: float, 
 
 
 async def _wait_for_all(
-    hw: Headwater, accepted: list[Accepted], progress: Progress, timeout_s: float, json_: bool
+    hw: Gateway, accepted: list[Accepted], progress: Progress, timeout_s: float, json_: bool
 ) -> int:
     tasks = list({result.task_id: result for result in accepted}.values())
     bar = progress.add_task("waiting", total=len(tasks))
@@ -166,7 +179,7 @@ async def _wait_for_all(
 
     async def one(result: Accepted) -> None:
         nonlocal failed
-        outcome = await hw.outcomes.wait(result)
+        outcome = await hw.wait(result)
         failed += outcome.status != "completed"
         if json_:
             print_json(outcome.model_dump())
@@ -196,3 +209,26 @@ def _parse(line: bytes) -> NewTask:
     if not isinstance(value, dict):
         raise InvalidInputError("is not a JSON object")
     return _validated(value)
+
+
+def cancel(
+    task_id: Annotated[str, typer.Argument(metavar="ID", help="The task's id.")],
+    tenant: TenantOption,
+    reason: Annotated[str, typer.Option(help="Why, for the log.")] = "",
+    data: DataOption = None,
+    url: UrlOption = None,
+    key: KeyOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Ask for a task to be cancelled: what has not started does not start, and what runs is told to stop.
+
+    A task that has completed or failed stays so, and the command exits with 1.
+    """
+    check_tenant_id(tenant)
+    status = reached(data, url, key, lambda hw: hw.cancel(tenant, task_id, reason))
+    if status in ("completed", "failed"):
+        raise HeadwaterError(f"task {task_id} is {status}: it can not be cancelled any more")
+    if json_:
+        print_json({"tenant": tenant, "task": task_id, "status": status})
+    else:
+        out.print("it is cancelled already" if status == "cancelled" else f"asked for; the task is {status}")
