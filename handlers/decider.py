@@ -1,25 +1,24 @@
 """Runs the pure supervisor over events: live, on a leased round (`Decider`), or over a recorded log (`redecide`)."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
 
-from handlers.supervisor import SUPERVISOR, WANTED, Decision, Rules, TaskState, call_for, decide, evolve
-from schemas.bodies import SupervisorAnswered, TaskFailed, TaskSubmitted
+from handlers.supervisor import DECIDER, SUPERVISOR, WANTED, Decision, Rules, TaskState, call_for, decide, evolve
+from schemas.bodies import EventDropped, SupervisorAnswered, TaskSubmitted
 from schemas.content import Json, blob_of
 from schemas.errors import UnavailableError, UnreadableEventError
 from schemas.event import AgentEvent, encode, encode_body
 from schemas.ids import derived_id
 from schemas.task import PRIORITY_RANK
 from streams.functions import Commit, NewCall, TenantBatch
-from streams.log import Log, read_event
+from streams.log import Entry, Log, read_event
+from streams.retries import DEFAULT_DELAYS_MS, Setbacks
 from streams.subscriber import LeasedRound
 
 logger = structlog.get_logger(__name__)
-
-DECIDER = "decider"
 
 
 def decided_event(cause: AgentEvent, ordinal: int, decision: Decision, at: datetime) -> AgentEvent:
@@ -41,10 +40,18 @@ def decided_event(cause: AgentEvent, ordinal: int, decision: Decision, at: datet
 class Decider:
     """The supervisor's place on the log. `handle` is a FastStream handler over leased rounds."""
 
-    def __init__(self, log: Log, rules: Rules, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self,
+        log: Log,
+        rules: Rules,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        *,
+        retry_delays_ms: Sequence[int] = DEFAULT_DELAYS_MS,
+    ) -> None:
         self._log = log
         self._rules = rules
         self._now = now
+        self._retry_delays_ms = retry_delays_ms
 
     async def handle(self, leased: LeasedRound) -> list[Commit]:
         """Decide every batch of a round. One tenant's trouble does not hold up the others."""
@@ -52,21 +59,22 @@ class Decider:
 
     async def _decide_batch(self, batch: TenantBatch) -> Commit:
         commit = Commit()
+        setbacks = Setbacks(DECIDER, batch, commit, self._retry_delays_ms)
         states: dict[str, TaskState | None] = {}
         for entry in batch.entries:
-            try:
-                event = read_event(batch.tenant_id, entry)
-            except UnreadableEventError as error:
-                # A newer version of the code may understand it: kept aside, with its origin, and named.
-                logger.error("entry_parked", tenant=batch.tenant_id, position=entry[0], error=str(error))
-                commit.parked.append(["reader", DECIDER, "position", entry[0], "error", str(error), *entry[1]])
+            if setbacks.holds(entry):
                 continue
-            if event.task_id not in states:
-                stored = batch.states.get(event.task_id)
-                states[event.task_id] = TaskState.model_validate_json(stored) if stored else None
-            state = states[event.task_id]
-            decisions = await self._decide(state, event)
-            states[event.task_id] = self._apply(commit, evolve(state, event), event, decisions)
+            try:
+                made = await self._decide_entry(batch, entry, states)
+            except UnavailableError:
+                raise
+            except Exception as error:
+                # A defect, ours or a custom router's. Or an entry that only a newer version of the code understands:
+                # then there is nothing to wait for.
+                setbacks.failed(entry, error, for_good=isinstance(error, UnreadableEventError))
+            else:
+                setbacks.handled(entry)
+                commit.add(made)
         for task_id, state in states.items():
             if state is not None:
                 commit.states[task_id] = state.__pydantic_serializer__.to_json(state)
@@ -74,16 +82,17 @@ class Decider:
                 commit.ended.append(task_id)
         return commit
 
-    async def _decide(self, state: TaskState | None, event: AgentEvent) -> list[Decision]:
-        try:
-            return decide(state, event, self._rules, await self._contents(state, event))
-        except UnavailableError:
-            raise
-        except Exception as error:
-            # A defect, ours or a custom router's. The task must still end (I1), with the reason.
-            logger.exception("decision_failed", tenant=event.tenant_id, task=event.task_id, event_id=event.id)
-            reason = f"the supervisor could not decide on {event.type} {event.id}: {type(error).__name__}: {error}"
-            return [Decision(TaskFailed(reason=reason), ("user", SUPERVISOR))]
+    async def _decide_entry(self, batch: TenantBatch, entry: Entry, states: dict[str, TaskState | None]) -> Commit:
+        """What comes of one entry. When anything raises, nothing does, and `states` is as it was."""
+        made = Commit()
+        event = read_event(batch.tenant_id, entry)
+        if event.task_id not in states:
+            stored = batch.states.get(event.task_id)
+            states[event.task_id] = TaskState.model_validate_json(stored) if stored else None
+        state = states[event.task_id]
+        decisions = decide(state, event, self._rules, await self._contents(state, event))
+        states[event.task_id] = self._apply(made, evolve(state, event), event, decisions)
+        return made
 
     async def _contents(self, state: TaskState | None, event: AgentEvent) -> dict[str, bytes]:
         """The large contents that a decision on `event` may look at: the task's own, and a model's answer."""
@@ -100,9 +109,9 @@ class Decider:
     ) -> TaskState | None:
         for ordinal, decision in enumerate(decisions):
             event = decided_event(cause, ordinal, decision, self._now())
-            if event.body.terminal and state is not None:
+            if event.body.terminal:
                 # Nobody waits for these any more; one that was settled already is not there to be cancelled.
-                commit.cancels += state.calls
+                commit.cancels += state.calls if state is not None else ()
                 commit.notify.append((event.task_id, len(commit.facts)))
             for warning in getattr(event.body, "warnings", ()):
                 logger.warning("handoff_warning", tenant=event.tenant_id, task=event.task_id, warning=warning)
@@ -130,15 +139,10 @@ def redecide(events: Iterable[AgentEvent], rules: Rules, blobs: Mapping[str, byt
     """Decide a recorded log again, and yield every difference (I5). `events` in log order, of any number of tasks.
 
     States are folded from the *recorded* decisions, so one difference does not make all that follows differ. A task
-    whose recorded decisions do not follow from each other is reported once, at the first that does not.
+    whose recorded decisions do not follow from each other is reported once, at the first that does not. An event that
+    somebody dropped was never decided on, and is left out here too.
     """
-    recorded: dict[str, list[AgentEvent]] = {}
-    wanted: list[AgentEvent] = []
-    for event in events:
-        if event.body.decision:
-            recorded.setdefault(event.parent_event_id or "", []).append(event)
-        elif event.type in WANTED:
-            wanted.append(event)
+    wanted, recorded = _causes(events)
     states: dict[tuple[str, str], TaskState | None] = {}
     broken: set[tuple[str, str]] = set()
     for cause in wanted:
@@ -163,6 +167,21 @@ def redecide(events: Iterable[AgentEvent], rules: Rules, blobs: Mapping[str, byt
                 yield Divergence(cause, ordinal, event, None)
                 break
         states[key] = state
+
+
+def _causes(events: Iterable[AgentEvent]) -> tuple[list[AgentEvent], dict[str, list[AgentEvent]]]:
+    """The events that were decided on, and the recorded decisions by the id of their cause."""
+    recorded: dict[str, list[AgentEvent]] = {}
+    wanted: list[AgentEvent] = []
+    dropped: set[tuple[str, str | None]] = set()
+    for event in events:
+        if event.body.decision:
+            recorded.setdefault(event.parent_event_id or "", []).append(event)
+        elif event.type in WANTED:
+            wanted.append(event)
+        if isinstance(event.body, EventDropped):
+            dropped.add((event.tenant_id, event.body.position))
+    return [event for event in wanted if (event.tenant_id, event.position) not in dropped], recorded
 
 
 def _same(a: AgentEvent, b: AgentEvent) -> bool:

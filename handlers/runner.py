@@ -14,7 +14,15 @@ from handlers.llm import LlmService
 from handlers.questions import Questions
 from handlers.registry import AgentRegistry
 from handlers.tracing import ExecutionTracer
-from schemas.bodies import AgentCancelled, AgentCompleted, AgentFailed, EventBody, HandoffProposed, SupervisorAnswered
+from schemas.bodies import (
+    AgentCancelled,
+    AgentCompleted,
+    AgentFailed,
+    EventBody,
+    EventParked,
+    HandoffProposed,
+    SupervisorAnswered,
+)
 from schemas.call import Call, SubtaskResult
 from schemas.content import seal
 from schemas.errors import StaleLeaseError, UnavailableError
@@ -99,7 +107,17 @@ class AgentRunner:
                 journal.set_aside(lost)
         if given_up:
             text = f"{MAX_DELIVERIES} workers died or lost their lease while running this call"
-            return [self._failed(journal, clock, WORKER_LOST, text)]
+            # Parked as well, so that a person can look at what kills workers; the task goes on with the failure.
+            parked = EventParked(
+                reader="worker",
+                position="",
+                event_id=call.ordered_by,
+                event_type="call",
+                attempts=MAX_DELIVERIES,
+                error=text,
+                call_id=call.call_id,
+            )
+            return [self._lost(journal, clock, text), parked]
         if journal.delivery.cancelled:
             return [self._cancelled(journal, clock)]
         if call.kind != "agent":
@@ -147,6 +165,19 @@ class AgentRunner:
             return contextlib.nullcontext()
         return self._tracer.trace_agent_execution(
             call.agent_id, call.tenant_id, call.session_id, task_id=call.task_id, call_id=call.call_id
+        )
+
+    @classmethod
+    def _lost(cls, journal: Journal, clock: int, text: str) -> EventBody:
+        call = journal.call
+        if call.kind == "agent":
+            return cls._failed(journal, clock, WORKER_LOST, text)
+        return SupervisorAnswered(
+            call_id=call.call_id,
+            question=call.kind,
+            delivery=journal.delivery.delivery,
+            error=f"{WORKER_LOST}: {text}",
+            duration_us=_since(clock),
         )
 
     @staticmethod

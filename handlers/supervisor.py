@@ -24,6 +24,7 @@ from schemas.bodies import (
     AgentError,
     AgentFailed,
     EventBody,
+    EventDropped,
     HandoffProposed,
     Question,
     Subtask,
@@ -42,9 +43,11 @@ from schemas.event import AgentEvent
 from schemas.ids import derived_id
 from schemas.task import Task
 
-__all__ = ["SUPERVISOR", "WANTED", "Decision", "Rules", "TaskState", "call_for", "decide", "evolve"]
+__all__ = ["DECIDER", "SUPERVISOR", "WANTED", "Decision", "Rules", "TaskState", "call_for", "decide", "evolve"]
 
 USER = "user"
+DECIDER = "decider"
+"""The supervisor's name as a reader of the log."""
 WANTED = (
     TaskSubmitted.type,
     TaskCancelRequested.type,
@@ -52,6 +55,7 @@ WANTED = (
     AgentCompleted.type,
     AgentFailed.type,
     HandoffProposed.type,
+    EventDropped.type,
 )
 """The event types that the supervisor decides on. All others are read past."""
 
@@ -128,6 +132,8 @@ def decide(
     if isinstance(body, TaskSubmitted):
         submitted = evolve(None, event)
         return _submitted(_Case(submitted, event, rules, blobs or {})) if state is None and submitted else []
+    if isinstance(body, EventDropped) and body.reader == DECIDER:
+        return _dropped(state, body)
     if state is None:
         return []
     case = _Case(state, event, rules, blobs or {})
@@ -150,6 +156,24 @@ def decide(
             )
             return [Decision(cancelled, (USER, SUPERVISOR))]
     return []
+
+
+def _dropped(state: TaskState | None, body: EventDropped) -> list[Decision]:
+    """A task that an event was taken from cannot be brought to its end as it should: it fails, with the reason (I1)."""
+    if state is None and body.event_type != TaskSubmitted.type:
+        return []
+    why = f": {body.reason}" if body.reason else ""
+    reason = f"{body.event_type} {body.event_id} could not be handled and was dropped{why} ({body.error})"
+    if state is None:
+        return [Decision(TaskFailed(reason=reason), (USER, SUPERVISOR))]
+    failed = TaskFailed(
+        reason=reason,
+        errors=state.errors,
+        routed_by=state.routed_by,
+        decomposed=state.decomposed,
+        agent_results=dict(state.agent_results),
+    )
+    return [Decision(failed, (USER, SUPERVISOR))]
 
 
 def _submitted(case: _Case) -> list[Decision]:

@@ -6,12 +6,12 @@ import socket
 from faststream.redis import RedisBroker, RedisClusterBroker
 from redis.asyncio.cluster import RedisCluster
 
-from handlers.decider import DECIDER, Decider
+from handlers.decider import Decider
 from handlers.llm import LlmService, RetryPolicy
 from handlers.prices import PriceTable
 from handlers.provider import LitellmProvider, Provider
 from handlers.runner import AgentRunner
-from handlers.supervisor import SUPERVISOR, WANTED, Rules
+from handlers.supervisor import DECIDER, SUPERVISOR, WANTED, Rules
 from handlers.team import Team
 from handlers.tracing import ExecutionTracer
 from headwater.settings import Settings
@@ -54,7 +54,8 @@ def make_broker(redis_url: str, streams: Streams) -> RedisBroker:
 
 def add_decider(broker: RedisBroker, streams: Streams, team: Team, settings: Settings) -> LogSubscriber:
     """The supervisor, deciding on every tenant's log."""
-    decider = Decider(streams.log, Rules(team, team.strictness))
+    delays_ms = [round(delay_s * 1000) for delay_s in settings.retry_delays_s]
+    decider = Decider(streams.log, Rules(team, team.strictness), retry_delays_ms=delays_ms)
     subscriber = LogSubscriber(
         broker,
         streams,

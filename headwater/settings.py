@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 Models = Annotated[tuple[str, ...], NoDecode]
+Delays = Annotated[tuple[Annotated[float, Field(ge=0, le=86_400)], ...], NoDecode]
 
 
 class Settings(BaseSettings):
@@ -67,6 +68,11 @@ class Settings(BaseSettings):
     lease_ms: int = Field(
         default=10_000, ge=100, description="How long a worker may be silent before its work is redone."
     )
+    retry_delays_s: Delays = Field(
+        default=(1.0, 4.0, 16.0),
+        description="Seconds before an event that could not be handled is tried again, comma-separated; then it is "
+        "parked.",
+    )
     idempotency_hours: int = Field(default=24, ge=1, description="How long an idempotency key is remembered.")
     tenant_labels: int = Field(default=100, ge=1, description="Tenants with labels of their own in /metrics.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
@@ -95,7 +101,7 @@ class Settings(BaseSettings):
         description="How long Langfuse may take to show what it was sent, before a doubtful span is sent again.",
     )
 
-    @field_validator("fast_models", "reasoning_models", mode="before")
+    @field_validator("fast_models", "reasoning_models", "retry_delays_s", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(m.strip() for m in value.split(",") if m.strip()) if isinstance(value, str) else value

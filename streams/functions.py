@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 
@@ -13,7 +13,18 @@ from schemas.errors import StaleLeaseError
 from streams.keys import AGENTS
 from streams.wire import FunctionCalls, FunctionError, RedisClient, all_of
 
-__all__ = ["Commit", "Delivery", "Fields", "FunctionError", "Functions", "NewCall", "RedisClient", "TenantBatch"]
+__all__ = [
+    "Commit",
+    "Delivery",
+    "Fields",
+    "FunctionError",
+    "Functions",
+    "NewCall",
+    "RedisClient",
+    "Retry",
+    "ShardBatches",
+    "TenantBatch",
+]
 
 log = structlog.get_logger(__name__)
 
@@ -33,6 +44,27 @@ class TenantBatch:
     entries: list[tuple[str, list[str]]]
     """(position, flat list of field names and values) per entry."""
     states: dict[str, str]
+    behind: list[tuple[str, str]] = field(default_factory=list)
+    """(task, position) of entries that are not in the batch: they wait behind deferred ones of their task."""
+    tried: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Task → (attempts so far, number of its entries here). Not empty: the batch is of deferred entries."""
+
+
+class ShardBatches(list[TenantBatch]):
+    """What was leased on one shard."""
+
+    due_in_ms: int | None = None
+    """When something deferred is due on the shard, None if nothing is deferred."""
+
+
+@dataclass(slots=True)
+class Retry:
+    """An entry that could not be handled: tried again after `delay_ms`, or with None when a person says so."""
+
+    task_id: str
+    attempts: int
+    delay_ms: int | None
+    position: str
 
 
 @dataclass(slots=True)
@@ -59,6 +91,19 @@ class Commit:
     """(task, 0-based index of its terminal fact in `facts`)"""
     cancels: list[str] = field(default_factory=list)
     """Calls that are not wanted any more: one that waits is dropped, one that runs is told."""
+    retries: list[Retry] = field(default_factory=list)
+    behind: list[tuple[str, str]] = field(default_factory=list)
+    """(task, position) of entries that follow in the batch on one in `retries`."""
+    tried: dict[str, int] = field(default_factory=dict)
+    """For a batch of deferred entries: task → how many are done with, when it is not all of them."""
+
+    def add(self, more: "Commit") -> None:
+        """Take over what was made of one more event."""
+        self.notify += [(task, index + len(self.facts)) for task, index in more.notify]
+        self.facts += more.facts
+        self.blobs |= more.blobs
+        self.calls += more.calls
+        self.cancels += more.cancels
 
 
 @dataclass(slots=True)
@@ -121,7 +166,7 @@ class Functions(FunctionCalls):
         max_entries: int,
         types: Iterable[str] | None = None,
         states: bool = False,
-    ) -> list[list[TenantBatch]]:
+    ) -> list[ShardBatches]:
         """For each shard, its next ready tenants for `reader`, each with a batch to commit within `lease_ms`."""
         item: dict[str, Any] = {
             "reader": reader,
@@ -133,15 +178,12 @@ class Functions(FunctionCalls):
         if types is not None:
             item["types"] = dict.fromkeys(types, True)
         replies = await all_of([self._submit("lease", shard, item) for shard in shards])
-        for _, damaged in replies:
+        leased = []
+        for shard, (batches, damaged, due_in_ms) in zip(shards, replies, strict=True):
             _report(reader, damaged)
-        return [
-            [
-                TenantBatch(shard, tenant, epoch, start, end, entries, dict(zip(found[::2], found[1::2], strict=True)))
-                for tenant, epoch, start, end, entries, found in batches
-            ]
-            for shard, (batches, _) in zip(shards, replies, strict=True)
-        ]
+            leased.append(found := ShardBatches(_batch(shard, batch) for batch in batches))
+            found.due_in_ms = None if due_in_ms < 0 else due_in_ms
+        return leased
 
     async def commit(self, reader: str, commits: Sequence[tuple[TenantBatch, Commit]]) -> list[bool]:
         """Write what came of each batch and move the reader past it. False: the lease was lost, nothing written.
@@ -157,6 +199,10 @@ class Functions(FunctionCalls):
                 "calls": [(c.call_id, c.agent_id, c.rank, c.body) for c in commit.calls],
                 "states": list(commit.states.items()), "ended": commit.ended, "parked": commit.parked,
                 "notify": [(task, index + 1) for task, index in commit.notify], "cancels": commit.cancels,
+                "tried": [(task, commit.tried.get(task, count)) for task, (_, count) in batch.tried.items()],
+                "retries": [(r.task_id, r.attempts, -1 if r.delay_ms is None else r.delay_ms, r.position)
+                            for r in commit.retries],
+                "behind": batch.behind + commit.behind,
             })
             for batch, commit in commits
         ]  # fmt: skip
@@ -224,9 +270,11 @@ class Functions(FunctionCalls):
         delivery.lease_ends_at = max(delivery.lease_ends_at, lease_ends_at)
         return str(position)
 
-    async def settle(self, delivery: Delivery, *, facts: list[Fields], blobs: dict[str, bytes]) -> None:
+    async def settle(
+        self, delivery: Delivery, *, facts: list[Fields], blobs: dict[str, bytes], parked: Sequence[Fields] = ()
+    ) -> None:
         """End a call with its last facts. Raises `StaleLeaseError`: another worker has it, nothing was written."""
-        item = self._token(delivery) | {"facts": facts, "blobs": list(blobs.items())}
+        item = self._token(delivery) | {"facts": facts, "blobs": list(blobs.items()), "parked": parked}
         await self._fenced("settle", delivery.shard, item)
 
     async def renew(self, deliveries: Sequence[Delivery], *, lease_ms: int) -> list[bool]:
@@ -260,6 +308,13 @@ class Functions(FunctionCalls):
         (reply,) = await all_of([self._submit_to("slots", AGENTS, item)])
         return [(granted, left) for granted, left in reply]
 
+    async def resolve(
+        self, tenant_id: str, parked_id: str, how: Literal["redrive", "drop"], *, fact: Fields, blobs: dict[str, bytes]
+    ) -> bool:
+        """Redrive or drop a dead letter and append the fact of it. False: it is not there (any more)."""
+        item = {"tenant": tenant_id, "id": parked_id, "how": how, "facts": [fact], "blobs": list(blobs.items())}
+        return bool(await self._call("resolve", self.keys.shard_of(tenant_id), item) == 1)
+
     @staticmethod
     def _token(delivery: Delivery) -> dict[str, Any]:
         return {"tenant": delivery.tenant_id, "call": delivery.call_id, "worker": delivery.worker,
@@ -273,6 +328,13 @@ class Functions(FunctionCalls):
 
     async def _call(self, name: str, shard: int, item: dict[str, Any]) -> Any:
         return (await all_of([self._submit(name, shard, item)]))[0]
+
+
+def _batch(shard: int, reply: Sequence[Any]) -> TenantBatch:
+    tenant, epoch, start, end, entries, states, behind, tried = reply
+    found = dict(zip(states[::2], states[1::2], strict=True))
+    counts = {task: (attempts, count) for task, attempts, count in tried}
+    return TenantBatch(shard, tenant, epoch, start, end, entries, found, [(t, p) for t, p in behind], counts)
 
 
 def _report(reader: str, damaged: Sequence[tuple[str, str]]) -> None:

@@ -17,6 +17,7 @@
 --   S:ready:agent:<id>   zset  tenant -> turn; the tenants with calls waiting for that agent
 --   S:bell:<reader>      list  holds one token per kind of thing that is ready; idle readers block on it. For workers
 --                              the token is the agent that has calls waiting, for log readers it is "1"
+--   S:due                zset  tenant -> ms at which its first deferred task is due
 --   S:leases             zset  tenant|call -> ms at which the worker's lease on that call ends
 --   S:turn               counter that orders the tenants in ready:agent:<id>
 --   S:T:log              stream of facts
@@ -26,14 +27,18 @@
 --   S:T:call:<id>        hash  body, agent, rank, owner, delivery, cancelled; s<key> -> position of a recorded step
 --   S:T:dedup:<key>      string "position fingerprint task" of an accepted submission, expires
 --   S:T:blob:<sha256>    string one large content
---   S:T:parked           stream of entries that a reader could not handle
+--   S:T:deferred         hash  task -> "attempts position position …": entries that the decider could not handle yet,
+--                              and those of the same task behind them, oldest first
+--   S:T:due              zset  task -> ms at which its deferred entries are tried again. One without waits for a person
+--   S:T:parked           stream of dead letters: entries that were given up, and calls that killed their workers
 --   S:T:done             channel on which the end of a task is announced: "task position"
 -- Keys of the prefix hw:{agents}, A:
 --   A:workers:<agent>    zset  worker -> ms at which its loan of slots ends unless it renews it
 --   A:slots:<agent>      hash  worker -> number of slots, each the right to run that agent once at a time
 
-local VERSION = 4
+local VERSION = 5
 local LOG_READERS = {'decider', 'projector'}
+local MAX_DUE = 32  -- how many tasks are tried again in one batch
 local RANK = 2 ^ 44  -- a rank's share of a queue score: above it the priority, below it the turn
 
 -- The text of an error that `pcall` caught: redis.call raises a table, Lua a string.
@@ -93,6 +98,41 @@ local function enqueue(S, tenant, call, agent, score)
   ring(S, 'worker', agent)
 end
 
+-- What is deferred of a task: how often its first entry was tried, and the positions. nil: nothing is.
+local function deferred_of(S, tenant, task)
+  local value = redis.call('HGET', S .. ':' .. tenant .. ':deferred', task)
+  if not value then return nil end
+  local attempts, positions = nil, {}
+  for word in string.gmatch(value, '%S+') do
+    if attempts then positions[#positions + 1] = word else attempts = tonumber(word) end
+  end
+  return attempts, positions
+end
+
+-- Writes what is deferred of a task, due at `at`, or without `at` when a person has to decide.
+local function defer(S, tenant, task, attempts, positions, at)
+  local prefix = S .. ':' .. tenant
+  if #positions == 0 then
+    redis.call('HDEL', prefix .. ':deferred', task)
+    redis.call('ZREM', prefix .. ':due', task)
+    return
+  end
+  redis.call('HSET', prefix .. ':deferred', task, attempts .. ' ' .. table.concat(positions, ' '))
+  if at then redis.call('ZADD', prefix .. ':due', at, task) else redis.call('ZREM', prefix .. ':due', task) end
+end
+
+-- An entry of a task whose earlier ones are deferred waits behind them.
+local function defer_behind(S, tenant, task, position, now)
+  local attempts, positions = deferred_of(S, tenant, task)
+  if attempts then
+    redis.call('HSET', S .. ':' .. tenant .. ':deferred', task,
+      attempts .. ' ' .. table.concat(positions, ' ') .. ' ' .. position)
+  else
+    -- Those before it were dropped meanwhile.
+    defer(S, tenant, task, 0, {position}, now)
+  end
+end
+
 -- append: a producer's facts, once per idempotency key.
 --   item   {tenant, key, fingerprint, ttl_ms, task, fact, blobs}
 --   reply  {"new", position, task} | {"duplicate", position, task} | {"conflict", position, task}
@@ -111,34 +151,7 @@ local function append(S, item)
   return {'new', position, item.task}
 end
 
--- The next batch of one tenant for a log reader, or nil when nothing of what it has not read is wanted.
-local function lease_tenant(S, item, tenant, now, room)
-  local ready = S .. ':ready:' .. item.reader
-  local readers = S .. ':' .. tenant .. ':readers'
-  local from = redis.call('HGET', readers, item.reader) or '0-0'
-  local entries = redis.call('XRANGE', S .. ':' .. tenant .. ':log', '(' .. from, '+', 'COUNT', room)
-  local to = from
-  local wanted, tasks, known = {}, {}, {}
-  for _, entry in ipairs(entries) do
-    to = entry[1]
-    local kind, task
-    for i = 1, #entry[2], 2 do
-      local name = entry[2][i]
-      if name == 'type' then kind = entry[2][i + 1] elseif name == 'task' then task = entry[2][i + 1] end
-    end
-    if not item.types or (kind and item.types[kind]) then
-      wanted[#wanted + 1] = entry
-      if item.states and task and not known[task] then
-        known[task] = true
-        tasks[#tasks + 1] = task
-      end
-    end
-  end
-  if #wanted == 0 then
-    redis.call('HSET', readers, item.reader, to)
-    if #entries < room then redis.call('ZREM', ready, tenant) else redis.call('ZADD', ready, now, tenant) end
-    return nil
-  end
+local function states_of(S, tenant, tasks)
   local states = {}
   if #tasks > 0 then
     local found = redis.call('HMGET', S .. ':' .. tenant .. ':state', unpack(tasks))
@@ -149,14 +162,81 @@ local function lease_tenant(S, item, tenant, now, room)
       end
     end
   end
-  local epoch = redis.call('HINCRBY', readers, item.reader .. ':epoch', 1)
-  redis.call('ZADD', ready, now + item.lease_ms, tenant)
-  return {tenant, epoch, from, to, wanted, states}
+  return states
+end
+
+local function give_lease(S, item, tenant, now)
+  redis.call('ZADD', S .. ':ready:' .. item.reader, now + item.lease_ms, tenant)
+  return redis.call('HINCRBY', S .. ':' .. tenant .. ':readers', item.reader .. ':epoch', 1)
+end
+
+-- The deferred entries of tasks that are due, as a batch of their own: it does not move the reader.
+local function lease_due(S, item, tenant, tasks, now, room)
+  local entries, tried = {}, {}
+  for _, task in ipairs(tasks) do
+    local attempts, positions = deferred_of(S, tenant, task)
+    local count = 0
+    for _, position in ipairs(positions or {}) do
+      if room <= 0 then break end
+      local entry = redis.call('XRANGE', S .. ':' .. tenant .. ':log', position, position)[1]
+      if entry then entries[#entries + 1] = entry end
+      count, room = count + 1, room - 1
+    end
+    if count > 0 then tried[#tried + 1] = {task, attempts, count} end
+  end
+  local states = states_of(S, tenant, tasks)
+  local from = redis.call('HGET', S .. ':' .. tenant .. ':readers', item.reader) or '0-0'
+  return {tenant, give_lease(S, item, tenant, now), from, from, entries, states, {}, tried}
+end
+
+-- The next batch of one tenant for a log reader, or nil when nothing of what it has not read is wanted.
+local function lease_tenant(S, item, tenant, now, room)
+  local prefix, ready = S .. ':' .. tenant, S .. ':ready:' .. item.reader
+  local waiting = false
+  if item.states then
+    local due = redis.call('ZRANGE', prefix .. ':due', '-inf', now, 'BYSCORE', 'LIMIT', 0, MAX_DUE)
+    if #due > 0 then return lease_due(S, item, tenant, due, now, room) end
+    waiting = redis.call('HLEN', prefix .. ':deferred') > 0
+  end
+  local from = redis.call('HGET', prefix .. ':readers', item.reader) or '0-0'
+  local entries = redis.call('XRANGE', prefix .. ':log', '(' .. from, '+', 'COUNT', room)
+  local to = from
+  local wanted, behind, tasks, known = {}, {}, {}, {}
+  for _, entry in ipairs(entries) do
+    to = entry[1]
+    local kind, task
+    for i = 1, #entry[2], 2 do
+      local name = entry[2][i]
+      if name == 'type' then kind = entry[2][i + 1] elseif name == 'task' then task = entry[2][i + 1] end
+    end
+    if not item.types or (kind and item.types[kind]) then
+      if waiting and task and redis.call('HEXISTS', prefix .. ':deferred', task) == 1 then
+        behind[#behind + 1] = {task, to}
+      else
+        wanted[#wanted + 1] = entry
+        if item.states and task and not known[task] then
+          known[task] = true
+          tasks[#tasks + 1] = task
+        end
+      end
+    end
+  end
+  if #wanted == 0 then
+    redis.call('HSET', prefix .. ':readers', item.reader, to)
+    for _, entry in ipairs(behind) do defer_behind(S, tenant, entry[1], entry[2], now) end
+    if #entries < room then redis.call('ZREM', ready, tenant) else redis.call('ZADD', ready, now, tenant) end
+    return nil
+  end
+  local states = states_of(S, tenant, tasks)
+  return {tenant, give_lease(S, item, tenant, now), from, to, wanted, states, behind, {}}
 end
 
 -- lease: the next ready tenants for a log reader, each with a batch of what it has not read.
---   item   {reader, lease_ms, max_tenants, max_entries, types (set; absent: all), states (bool)}
---   reply  {{{tenant, epoch, from, to, {{position, {field, value, …}}, …}, {task, state, …}}, …}, {{tenant, error}, …}}
+--   item   {reader, lease_ms, max_tenants, max_entries, types (set; absent: all), states (bool: it is the decider)}
+--   reply  {{{tenant, epoch, from, to, {{position, {field, value, …}}, …}, {task, state, …}, behind, tried}, …},
+--           {{tenant, error}, …}, ms until something deferred is due, or -1}
+--          behind {{task, position}, …}: entries that have to wait behind deferred ones of their task
+--          tried {{task, attempts so far, number of its entries in the batch}, …}: the batch is of deferred entries
 -- A leased tenant stays in `ready` with the lease's end as its score, so a dead reader's tenants become ready again
 -- by themselves. Entries whose type is not wanted are read past here and not sent. A tenant with a damaged key is
 -- named, and left alone for the length of a lease.
@@ -165,6 +245,13 @@ local function lease(S, item)
   local now = now_ms()
   local batches, damaged = {}, {}
   local room = item.max_entries
+  if item.states then
+    for _, tenant in ipairs(redis.call('ZRANGE', S .. ':due', '-inf', now, 'BYSCORE', 'LIMIT', 0, item.max_tenants)) do
+      -- A tenant that is leased now is looked at again when that lease is committed or ends.
+      redis.call('ZREM', S .. ':due', tenant)
+      redis.call('ZADD', ready, 'NX', now, tenant)
+    end
+  end
   for _, tenant in ipairs(redis.call('ZRANGE', ready, '-inf', now, 'BYSCORE', 'LIMIT', 0, item.max_tenants)) do
     if room <= 0 then break end
     local ok, batch = pcall(lease_tenant, S, item, tenant, now, room)
@@ -177,7 +264,8 @@ local function lease(S, item)
     end
   end
   if redis.call('ZCOUNT', ready, '-inf', now) > 0 then ring(S, item.reader, '1') end
-  return {batches, damaged}
+  local due = item.states and redis.call('ZRANGE', S .. ':due', 0, 0, 'WITHSCORES') or {}
+  return {batches, damaged, due[2] and math.max(0, tonumber(due[2]) - now) or -1}
 end
 
 -- A cancelled call that nobody runs is gone; one that a worker runs is marked, for the worker to see when it renews.
@@ -192,6 +280,19 @@ local function cancel(S, tenant, id)
     redis.call('DEL', call)
   end
 end
+
+local function need_parked(S, tenant, parked)
+  for _, fields in ipairs(parked or {}) do
+    if #fields == 0 or #fields % 2 == 1 then error('a parked entry has names and values in pairs', 0) end
+    need('stream', S .. ':' .. tenant .. ':parked')
+  end
+end
+
+local function park(S, tenant, parked)
+  for _, fields in ipairs(parked or {}) do redis.call('XADD', S .. ':' .. tenant .. ':parked', '*', unpack(fields)) end
+end
+
+local function defers(item) return #(item.tried or {}) + #(item.retries or {}) + #(item.behind or {}) > 0 end
 
 local function need_commit(S, item)
   local prefix = S .. ':' .. item.tenant
@@ -211,15 +312,45 @@ local function need_commit(S, item)
     need('hash', call)
     need('zset', prefix .. ':queue:' .. (redis.call('HGET', call, 'agent') or ''))
   end
-  for _, fields in ipairs(item.parked or {}) do
-    if #fields == 0 or #fields % 2 == 1 then error('a parked entry has names and values in pairs', 0) end
-    need('stream', prefix .. ':parked')
+  need_parked(S, item.tenant, item.parked)
+  if item.reader == 'decider' then need('zset', prefix .. ':due') end
+  if defers(item) then
+    need('hash', prefix .. ':deferred')
+    need('zset', S .. ':due')
   end
+end
+
+-- What of the batch could not be handled yet, or was and need not be tried again.
+local function defer_rest(S, item, now)
+  local retried = {}
+  for _, retry in ipairs(item.retries or {}) do retried[retry[1]] = true end
+  for _, done in ipairs(item.tried or {}) do
+    local attempts, positions = deferred_of(S, item.tenant, done[1])
+    local rest = {}
+    for i = done[2] + 1, #(positions or {}) do rest[#rest + 1] = positions[i] end
+    if done[2] > 0 then attempts = 0 end
+    if not retried[done[1]] then defer(S, item.tenant, done[1], attempts, rest, now)
+    elseif done[2] > 0 then defer(S, item.tenant, done[1], 0, rest) end
+  end
+  for _, retry in ipairs(item.retries or {}) do
+    local _, positions = deferred_of(S, item.tenant, retry[1])
+    defer(S, item.tenant, retry[1], retry[2], positions or {retry[4]}, retry[3] >= 0 and now + retry[3] or nil)
+  end
+  for _, entry in ipairs(item.behind or {}) do defer_behind(S, item.tenant, entry[1], entry[2], now) end
+end
+
+-- Keeps it known on the shard when the tenant's first deferred task is due. Due already: the tenant is ready.
+local function arm(S, tenant, now)
+  local first = redis.call('ZRANGE', S .. ':' .. tenant .. ':due', 0, 0, 'WITHSCORES')
+  if not first[2] then return end
+  if tonumber(first[2]) <= now then wake(S, 'decider', tenant, now) else redis.call('ZADD', S .. ':due', first[2], tenant) end
 end
 
 -- commit: what a log reader made of its batch: facts, calls, states and the new position, all or nothing.
 --   item   {reader, tenant, epoch, from, to, facts, blobs, calls {{id, agent, rank, body}}, states {{task, json}},
---           ended {task}, parked {{field, value, …}}, notify {{task, index of its fact}}, cancels {call}}
+--           ended {task}, parked {{field, value, …}}, notify {{task, index of its fact}}, cancels {call},
+--           tried {{task, number of its deferred entries that are done with}},
+--           retries {{task, attempts so far, delay_ms (-1: parked), position}}, behind {{task, position}}}
 --   reply  1 | {"stale"}   stale: the lease ended, or the tenant was leased again; nothing was written
 local function commit(S, item)
   local now = now_ms()
@@ -248,7 +379,9 @@ local function commit(S, item)
     enqueue(S, item.tenant, call[1], call[2], score)
   end
   for _, id in ipairs(item.cancels or {}) do cancel(S, item.tenant, id) end
-  for _, fields in ipairs(item.parked or {}) do redis.call('XADD', prefix .. ':parked', '*', unpack(fields)) end
+  park(S, item.tenant, item.parked)
+  if defers(item) then defer_rest(S, item, now) end
+  if item.reader == 'decider' then arm(S, item.tenant, now) end
   for _, entry in ipairs(item.notify or {}) do
     redis.call('PUBLISH', prefix .. ':done', entry[1] .. ' ' .. positions[entry[2]])
   end
@@ -356,12 +489,14 @@ local function renew(S, item)
 end
 
 -- settle: the end of a call: its last facts are appended and the call is gone.
---   item   {tenant, call, worker, delivery, facts, blobs}
+--   item   {tenant, call, worker, delivery, facts, blobs, parked {{field, value, …}}}
 --   reply  1 | {"stale"}
 local function settle(S, item)
   local now = now_ms()
   if not holds(S, item, now) then return {'stale'} end
   need_log(S, item.tenant, item.facts)
+  need_parked(S, item.tenant, item.parked)
+  park(S, item.tenant, item.parked)
   write_facts(S, item.tenant, item.facts, item.blobs)
   redis.call('DEL', S .. ':' .. item.tenant .. ':call:' .. item.call)
   redis.call('ZREM', S .. ':leases', item.tenant .. '|' .. item.call)
@@ -425,6 +560,36 @@ local function slots(A, item)
   return replies
 end
 
+-- resolve: a person decides about a dead letter. Once: the entry is gone afterwards.
+--   item   {tenant, id, how ("redrive" | "drop"), facts, blobs}
+--   reply  1 | {"gone"}
+-- redrive: the decider handles the original entry again, and then what waited behind it. drop: it is left out, what
+-- waited behind it is handled, and then the fact of the dropping, which ends the task.
+local function resolve(S, item)
+  local now = now_ms()
+  local prefix = S .. ':' .. item.tenant
+  local entry = redis.call('XRANGE', prefix .. ':parked', item.id, item.id)[1]
+  if not entry then return {'gone'} end
+  local fields = {}
+  for i = #entry[2] - 1, 1, -2 do fields[entry[2][i]] = entry[2][i + 1] end
+  need_log(S, item.tenant, item.facts)
+  need('hash', prefix .. ':deferred')
+  need('zset', prefix .. ':due')
+  need('zset', S .. ':due')
+  if fields.waits and fields.waits ~= '' then
+    local _, positions = deferred_of(S, item.tenant, fields.waits)
+    positions = positions or {fields.position}
+    if item.how == 'drop' then table.remove(positions, 1) end
+    defer(S, item.tenant, fields.waits, 0, positions, now)
+  elseif item.how == 'redrive' then
+    error('a call that was parked cannot be redriven: its task went on without it', 0)
+  end
+  redis.call('XDEL', prefix .. ':parked', item.id)
+  write_facts(S, item.tenant, item.facts, item.blobs)
+  for _, reader in ipairs(LOG_READERS) do wake(S, reader, item.tenant, now) end
+  return 1
+end
+
 local function register(name, handle)
   redis.register_function('hw_' .. name, function(keys, args)
     local replies = {}
@@ -449,6 +614,7 @@ register('renew', renew)
 register('settle', settle)
 register('reclaim', reclaim)
 register('slots', slots)
+register('resolve', resolve)
 redis.register_function{
   function_name = 'hw_version',
   callback = function() return VERSION end,

@@ -20,7 +20,8 @@ def _text(value: bytes) -> str:
     return value.decode(errors="surrogateescape")
 
 
-def _entries(reply: Any) -> list[Entry]:
+def entries_of(reply: Any) -> list[Entry]:
+    """The entries of a stream as Redis replies them, whatever the protocol."""
     entries: list[Entry] = []
     for position, fields in reply:
         flat = [item for pair in fields.items() for item in pair] if isinstance(fields, dict) else fields
@@ -43,18 +44,18 @@ class Log:
     async def read(self, tenant_id: str, *, after: str = "0-0", limit: int = 1000) -> list[Entry]:
         """Up to `limit` entries after the position `after`, oldest first."""
         with redis_errors():
-            return _entries(await self.redis.xrange(self.keys.log(tenant_id), f"({after}", "+", count=limit))
+            return entries_of(await self.redis.xrange(self.keys.log(tenant_id), f"({after}", "+", count=limit))
 
     async def end(self, tenant_id: str) -> str:
         """The position of the newest entry, "0-0" for an empty log."""
         with redis_errors():
-            newest = _entries(await self.redis.xrevrange(self.keys.log(tenant_id), count=1))
+            newest = entries_of(await self.redis.xrevrange(self.keys.log(tenant_id), count=1))
         return newest[0][0] if newest else "0-0"
 
     async def oldest(self, tenant_id: str) -> str | None:
         """The position of the oldest entry that still stands in the stream, None for an empty one."""
         with redis_errors():
-            oldest = _entries(await self.redis.xrange(self.keys.log(tenant_id), count=1))
+            oldest = entries_of(await self.redis.xrange(self.keys.log(tenant_id), count=1))
         return oldest[0][0] if oldest else None
 
     async def fetch(self, tenant_id: str, positions: Iterable[str]) -> list[AgentEvent]:
@@ -69,7 +70,7 @@ class Log:
         for position, reply in zip(wanted, replies, strict=True):
             if not reply:
                 raise NotFoundError(f"entry {position} of tenant {tenant_id!r} is not in the log any more")
-            events.append(read_event(tenant_id, _entries(reply)[0]))
+            events.append(read_event(tenant_id, entries_of(reply)[0]))
         return events
 
     async def blobs(self, tenant_id: str, hashes: Iterable[str]) -> dict[str, bytes]:
@@ -98,7 +99,7 @@ class Log:
             found = reply.values() if isinstance(reply, dict) else [entries for _, entries in reply or []]
             for entries in found:
                 # RESP3 wraps the entries of a stream in one more list.
-                for entry in _entries(entries[0] if entries and isinstance(entries[0], list) else entries):
+                for entry in entries_of(entries[0] if entries and isinstance(entries[0], list) else entries):
                     after = entry[0]
                     yield entry
             await asyncio.sleep(0)

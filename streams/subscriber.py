@@ -13,6 +13,7 @@ What a handler returns is written by the settle middleware, in one atomic step a
 
 import asyncio
 import contextlib
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from schemas.event import AgentEvent, encode
 from streams.connection import Streams
 from streams.doorbell import SWEEP_S, Doorbell
 from streams.functions import Commit, Delivery, FunctionError, TenantBatch
+from streams.retries import parked_calls
 from streams.slots import GIVE_BACK_AFTER_S, Slots
 
 logger = structlog.get_logger(__name__)
@@ -151,16 +153,23 @@ class LogSubscriber(_ReadySubscriber):
         }
         self._hot: set[int] = set()
         """Shards that may have something ready."""
+        self._due_at: dict[int, float] = {}
+        """When something deferred is due on a shard, in monotonic seconds."""
 
     async def _get_msgs(self, *args: Any) -> None:
         if self.doorbell.sweep_is_due():
             self._hot = set(range(self.streams.keys.shards))
-        self._hot |= (await self.doorbell.hear(0 if self._hot else SWEEP_S, skip=self._hot)).keys()
+        wait_s = 0.0 if self._hot else min([SWEEP_S, *(at - time.monotonic() for at in self._due_at.values())])
+        self._hot |= (await self.doorbell.hear(wait_s, skip=self._hot)).keys()
+        self._hot |= {shard for shard, at in self._due_at.items() if at <= time.monotonic()}
         shards = sorted(self._hot)
         leased = await self.streams.functions.lease(shards, self.reader, **self._options)
         for shard, batches in zip(shards, leased, strict=True):
             if not batches:
                 self._hot.discard(shard)
+            self._due_at.pop(shard, None)
+            if batches.due_in_ms is not None:
+                self._due_at[shard] = time.monotonic() + batches.due_in_ms / 1000
         found = [batch for batches in leased for batch in batches]
         if found:
             await self.process_message(LeasedRound(self.reader, found))
@@ -359,7 +368,8 @@ def settle_middleware(streams: Streams) -> type[BaseMiddleware[Any, Any]]:
 async def _settle(streams: Streams, delivery: Delivery, events: Sequence[AgentEvent]) -> None:
     blobs: dict[str, bytes] = {}
     facts = [encode(event, blobs) for event in events]
-    await streams.functions.settle(delivery, facts=facts, blobs=blobs)
+    parked = parked_calls(delivery, events)
+    await streams.functions.settle(delivery, facts=facts, blobs=blobs, parked=parked)
 
 
 async def _commit(streams: Streams, leased: LeasedRound, commits: Sequence[Commit]) -> None:

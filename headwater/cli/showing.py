@@ -78,6 +78,9 @@ _SUMMARIES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "handoff.proposed": _proposal,
     "handoff.accepted": lambda b: f"{b['payload_type']} to {b['target_agent_id']} ({b['strictness']})",
     "handoff.rejected": lambda b: f"back to the {b['returned_to']}: {'; '.join(b['reasons'])}",
+    "event.parked": lambda b: f"{b['event_type']} after {b['attempts']} attempts: {b['error']}",
+    "event.redriven": lambda b: f"{b['event_type']} {b['position']}",
+    "event.dropped": lambda b: f"{b['event_type']} {b['position']}: {b['reason'] or b['error']}",
 }
 
 

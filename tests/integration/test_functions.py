@@ -278,7 +278,7 @@ async def test_an_item_that_fails_fails_alone(streams: Streams) -> None:
     assert [o[0] for o in (outcomes[0], outcomes[2]) if isinstance(o, tuple)] == ["new", "new"]
 
 
-TENANT_KEYS = ["state", "parked", "call:c1", f"queue:{AGENT}"]
+TENANT_KEYS = ["state", "parked", "due", "call:c1", f"queue:{AGENT}"]
 SHARD_KEYS = ["turn", "bell:worker", "bell:projector", f"ready:agent:{AGENT}", "ready:projector"]
 
 

@@ -1,0 +1,89 @@
+"""`headwater dead-letters`: what could not be handled, and what to do about it."""
+
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from headwater.cli.common import DataOption, JsonOption, TenantOption, connected, err, out, print_json, read_settings
+from headwater.client import Headwater
+from schemas.ids import check_tenant_id
+from streams.parked import DeadLetter, DeadLetters
+
+IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Its id, as 'dead-letters list' prints it.")]
+
+letters = typer.Typer(help="What could not be handled: look at it, have it handled again, or drop it.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.add_typer(letters, name="dead-letters", no_args_is_help=True)
+
+
+@letters.command("list")
+def list_(
+    tenant: TenantOption,
+    after: Annotated[str, typer.Option(help="Only after this id.")] = "0-0",
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 100,
+    data: DataOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Print a tenant's dead letters, oldest first."""
+    check_tenant_id(tenant)
+
+    async def work(hw: Headwater) -> list[DeadLetter]:
+        return await DeadLetters(hw.streams).page(tenant, after=after, limit=limit)
+
+    found = connected(read_settings(data=data), work)
+    if json_:
+        for letter in found:
+            print_json(letter.as_dict())
+        return
+    if not found:
+        err.print("no dead letters")
+        return
+    table = Table("id", "event", "task", "reader", "attempts", "error")
+    for letter in found:
+        cells = (letter.event_type, letter.task_id, letter.reader, str(letter.attempts), letter.error)
+        table.add_row(letter.id, *(escape(cell) for cell in cells))
+    out.print(table)
+
+
+@letters.command("show")
+def show(parked_id: IdArgument, tenant: TenantOption, data: DataOption = None, json_: JsonOption = False) -> None:
+    """Print one dead letter with its origin, its error and all its fields."""
+    check_tenant_id(tenant)
+    letter = connected(read_settings(data=data), lambda hw: DeadLetters(hw.streams).show(tenant, parked_id))
+    if json_:
+        print_json(letter.as_dict())
+        return
+    origin = f"call {letter.call_id}" if letter.call_id else f"position {letter.position}"
+    out.print(f"[bold]{letter.id}[/bold]  {letter.reader}, {escape(origin)}, {letter.attempts} attempts")
+    out.print(f"[red]{escape(letter.error)}[/red]", soft_wrap=True)
+    for name, value in letter.fields.items():
+        out.print(f"  [dim]{escape(name):9}[/dim] {escape(value)}", soft_wrap=True)
+
+
+@letters.command("redrive")
+def redrive(parked_id: IdArgument, tenant: TenantOption, data: DataOption = None, json_: JsonOption = False) -> None:
+    """Have a dead letter handled again, and after it what waited behind it in its task."""
+    check_tenant_id(tenant)
+    letter = connected(read_settings(data=data), lambda hw: DeadLetters(hw.streams).redrive(tenant, parked_id))
+    print_json(letter.as_dict() | {"outcome": "redriven"}) if json_ else out.print(f"redriven: {parked_id}")
+
+
+@letters.command("drop")
+def drop(
+    parked_id: IdArgument,
+    tenant: TenantOption,
+    reason: Annotated[str, typer.Option(help="Why; it becomes part of the task's reason to fail.")] = "",
+    data: DataOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Give a dead letter up for good. Its task fails if it is still open."""
+    check_tenant_id(tenant)
+    letter = connected(
+        read_settings(data=data), lambda hw: DeadLetters(hw.streams).drop(tenant, parked_id, reason=reason)
+    )
+    print_json(letter.as_dict() | {"outcome": "dropped"}) if json_ else out.print(f"dropped: {parked_id}")
