@@ -28,6 +28,8 @@ from tests.processes import HeadwaterProcess, until
 TENANTS = ("acme", "globex")
 PRICES = Path(__file__).parents[2] / "headwater" / "simulator" / "prices.json"
 WORKER = ["worker", "--agents", "tests.langfuse_team:team"]
+PLAIN_WORKER = ["worker", "--agents", "tests.chaos.team:team"]
+"""A team that makes no spans of its own."""
 
 
 @pytest.fixture
@@ -65,7 +67,6 @@ def with_langfuse(env: dict[str, str], fake: FakeLangfuse) -> dict[str, str]:
         "LANGFUSE_PUBLIC_KEY": PUBLIC_KEY,
         "LANGFUSE_SECRET_KEY": SECRET_KEY,
         "LANGFUSE_HOST": fake.url,
-        "LANGFUSE_BASE_URL": fake.url,
         "LANGFUSE_FLUSH_INTERVAL": "0.2",
         "HEADWATER_LANGFUSE_SETTLE_S": "1",
     }
@@ -184,7 +185,7 @@ async def test_the_projector_keeps_up_while_langfuse_is_away(
     fake.kill()
     with contextlib.ExitStack() as stack:
         stack.enter_context(HeadwaterProcess(["projector"], keys, tmp_path / "projector.log"))
-        stack.enter_context(HeadwaterProcess(WORKER, keys | {"LANGFUSE_HOST": ""}, tmp_path / "worker.log"))
+        stack.enter_context(HeadwaterProcess(PLAIN_WORKER, keys, tmp_path / "worker.log"))
         await run_tasks(streams, pool, 5)
         status = await export_status(pool)
         assert not status.done
@@ -204,9 +205,7 @@ async def test_without_keys_nothing_happens_but_one_log_line(
     quiet = env | {"LANGFUSE_PUBLIC_KEY": "", "LANGFUSE_SECRET_KEY": "", "LANGFUSE_HOST": ""}
     with contextlib.ExitStack() as stack:
         stack.enter_context(HeadwaterProcess(["projector"], quiet, tmp_path / "projector.log"))
-        stack.enter_context(
-            HeadwaterProcess(["worker", "--agents", "tests.chaos.team:team"], quiet, tmp_path / "worker.log")
-        )
+        stack.enter_context(HeadwaterProcess(PLAIN_WORKER, quiet, tmp_path / "worker.log"))
         await run_tasks(streams, pool, 2)
     for name in ("projector", "worker"):
         lines = [line for line in (tmp_path / f"{name}.log").read_text().splitlines() if "langfuse" in line.lower()]
