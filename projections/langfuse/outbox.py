@@ -52,8 +52,9 @@ SELECT tenant, sha256, data FROM blobs WHERE (tenant, sha256) IN (SELECT * FROM 
 """
 _STATUS = """
 SELECT
-    (SELECT count(*) FROM events e LEFT JOIN langfuse_positions l USING (tenant)
-     WHERE (e.ms, e.seq) > (coalesce(l.ms, 0), coalesce(l.seq, 0)) AND e.type = ANY($1)) AS not_given_out,
+    (SELECT count(*) FROM positions p LEFT JOIN langfuse_positions l USING (tenant) JOIN events e USING (tenant)
+     WHERE p.projection = 'archive' AND (p.ms, p.seq) > (coalesce(l.ms, 0), coalesce(l.seq, 0))
+     AND (e.ms, e.seq) > (coalesce(l.ms, 0), coalesce(l.seq, 0)) AND e.type = ANY($1)) AS not_given_out,
     (SELECT count(*) FROM langfuse_in_flight) AS in_flight,
     (SELECT count(*) FROM langfuse_refused) AS refused
 """

@@ -13,9 +13,12 @@ from projections.cost_tracker import CostTracker
 from projections.costs import ledger_totals
 from projections.db import Pool, tenant_connection
 from projections.langfuse import LangfuseServer, export_status
+from projections.langfuse.outbox import EXPORTER_LOCK, Outbox
+from projections.langfuse.spans import Span, SpanMaker
 from projections.langfuse_costs import LangfuseCosts
 from projections.runner import Runner
 from schemas.bodies import TaskCompleted, TaskSubmitted
+from schemas.event import AgentEvent
 from schemas.trace_ids import call_span_id, task_span_id, trace_id
 from streams.bus import TenantEventBus
 from streams.connection import Streams
@@ -24,6 +27,11 @@ from tests.fake_langfuse import PUBLIC_KEY, SECRET_KEY, FakeLangfuse, StoredSpan
 from tests.logbook import START, Logbook
 from tests.processes import until
 from tests.projecting import event, project
+
+_END_EXPORTERS_CONNECTION = """
+SELECT count(pg_terminate_backend(l.pid)) FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+WHERE l.locktype = 'advisory' AND l.objid = $1 AND l.granted AND d.datname = current_database()
+"""
 
 
 @pytest.fixture
@@ -246,6 +254,70 @@ async def test_an_outage_loses_nothing(
         await all_exported(pool)
     assert_once(fake.spans(), 2 * 2 * SPANS_PER_TASK)
     assert (await export_status(pool)).refused == 0
+
+
+async def test_a_server_that_cannot_be_asked_loses_nothing(pool: Pool, streams: Streams, fake: FakeLangfuse) -> None:
+    """An older server has no look-up: a span may be there twice then, but under one id."""
+    await archive(pool, streams, *two_books(3))
+    fake.set_faults(drop="before", times=2, reads_status=404)
+    async with exporter(pool, fake, settle_s=0.1):
+        await all_exported(pool)
+    assert_once(fake.spans(), 2 * 3 * SPANS_PER_TASK)
+
+
+async def test_a_lost_connection_to_postgresql_loses_and_doubles_nothing(
+    pool: Pool, streams: Streams, fake: FakeLangfuse
+) -> None:
+    await archive(pool, streams, *two_books(20))
+    fake.set_faults(delay_s=0.05)
+    async with exporter(pool, fake):
+        for _ in range(3):
+            seen = fake.stats()["spans"]
+            await until(_more_than(fake, seen + 10), "the export goes on")
+            holders = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = $1 AND granted"
+            assert (
+                await pool.fetchval(f"SELECT count(pg_terminate_backend(pid)) FROM ({holders}) l", EXPORTER_LOCK) == 1
+            )
+        fake.set_faults()
+        await all_exported(pool)
+    assert_once(fake.spans(), 2 * 20 * SPANS_PER_TASK)
+
+
+async def test_an_exporter_that_trips_gets_up_again(
+    pool: Pool, streams: Streams, fake: FakeLangfuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await archive(pool, streams, *two_books(1))
+    take, trips = Outbox.take, iter([RuntimeError("odd"), KeyError("odd")])
+
+    async def trip(outbox: Outbox) -> Any:
+        if (error := next(trips, None)) is not None:
+            raise error
+        return await take(outbox)
+
+    monkeypatch.setattr(Outbox, "take", trip)
+    async with exporter(pool, fake):
+        await all_exported(pool)
+    assert next(trips, None) is None
+    assert_once(fake.spans(), 2 * SPANS_PER_TASK)
+
+
+async def test_an_event_that_makes_no_span_is_set_aside(
+    pool: Pool, streams: Streams, fake: FakeLangfuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await archive(pool, streams, *two_books(2))
+    make = SpanMaker.make
+
+    def odd(maker: SpanMaker, event: AgentEvent) -> Span:
+        if event.type == TaskCompleted.type:
+            raise TypeError("an odd event")
+        return make(maker, event)
+
+    monkeypatch.setattr(SpanMaker, "make", odd)
+    async with exporter(pool, fake):
+        await all_exported(pool)
+    assert_once(fake.spans(), 2 * 2 * (SPANS_PER_TASK - 1))
+    errors = await pool.fetch("SELECT error FROM langfuse_refused")
+    assert [row["error"] for row in errors] == ["TypeError: an odd event"] * 4
 
 
 async def test_a_span_that_is_refused_for_good_does_not_hold_up_the_others(
