@@ -35,7 +35,7 @@ RESERVED = frozenset(
     {
         *("model", "messages", "input", "stream", "stream_options", "timeout", "num_retries", "max_retries"),
         *("extra_headers", "headers", "api_base", "base_url", "api_key", "api_version", "custom_llm_provider", "n"),
-        *("fallbacks", "mock_response", "input_cost_per_token", "output_cost_per_token"),
+        *("drop_params", "fallbacks", "mock_response", "input_cost_per_token", "output_cost_per_token"),
     }
 )
 """Parameters of LiteLLM that an agent may not pass: they belong to the service, or would get round its record."""
@@ -91,6 +91,8 @@ class LlmClient:
         **params: Any,
     ) -> Completion[Any]:
         """Ask a model of `tier`. `prompt` is a user's text, or a list of messages in OpenAI's form.
+
+        The models of a tier differ: a parameter that one does not take, such as a temperature, is left out for it.
 
         Rate limits, timeouts and server errors are retried with backoff, then the tier's next model is asked. After a
         crash, the recorded answer is returned and nothing is paid twice.

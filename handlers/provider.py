@@ -151,6 +151,10 @@ class LitellmProvider:
             await self._litellm.close_litellm_async_clients()
             self._litellm.in_memory_llm_clients_cache.flush_cache()
 
+    def _chat(self, params: dict[str, Any], **known: Any) -> dict[str, Any]:
+        # The models of a tier differ, and some refuse a temperature. But an agent that brings tools needs them.
+        return self._options(**known) | params | {"drop_params": "tools" not in params}
+
     def _options(self, attempt_id: str, agent_id: str, timeout_s: float) -> dict[str, Any]:
         """No hidden retries. The attempt's id travels in a header, so that bills can be matched."""
         headers = {"x-headwater-attempt": attempt_id, "x-headwater-agent": agent_id}
@@ -168,7 +172,7 @@ class LitellmProvider:
     ) -> ProviderAnswer:
         """One request. `timeout_s` bounds the whole of it."""
         litellm = self._import()
-        options = self._options(attempt_id, agent_id, timeout_s) | params
+        options = self._chat(params, attempt_id=attempt_id, agent_id=agent_id, timeout_s=timeout_s)
         try:
             # LiteLLM's timeout bounds each read only.
             async with asyncio.timeout(timeout_s + 1):
@@ -192,7 +196,7 @@ class LitellmProvider:
     ) -> AsyncGenerator[str | ProviderAnswer, None]:
         """One request, answered piece by piece. Without `include_usage` the provider would not say what it used."""
         litellm = self._import()
-        options = self._options(attempt_id, agent_id, timeout_s) | params
+        options = self._chat(params, attempt_id=attempt_id, agent_id=agent_id, timeout_s=timeout_s)
         options |= {"stream": True, "stream_options": {"include_usage": True}}
         gathered = _Gathered()
         response: Any = None

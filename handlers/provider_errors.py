@@ -11,6 +11,7 @@ from typing import Literal
 Action = Literal["retry", "next_model", "give_up"]
 
 _SAME_MODEL = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+_REFUSALS = frozenset({400, 401, 402, 403, 404, 413, 422})
 _OTHER_MODEL = frozenset({401, 402, 403, 404})
 
 
@@ -48,12 +49,15 @@ def failure_of(error: Exception) -> ProviderFailureError:
     if "ConnectError" in causes:
         # The request never left.
         return ProviderFailureError(text, outcome="error", action="retry", error_class="ConnectError")
+    status = getattr(error, "status_code", None)
     if not headers and "HTTPStatusError" not in causes:
+        if status in _REFUSALS or any(type(c).__name__ == "OpenAIError" for c in chain if _is_openai(c)):
+            # LiteLLM or its SDK refused before anything was sent: no key, no such provider, a parameter not taken.
+            return ProviderFailureError(text, outcome="error", action="next_model", error_class=name)
         # Timeouts, dropped connections and unreadable answers: LiteLLM calls most of them a 500, but no status came.
         timed_out = any("Timeout" in cause for cause in causes)
         error_class = "Timeout" if timed_out else "JSONDecodeError" if "JSONDecodeError" in causes else "ConnectionLost"
         return ProviderFailureError(text, outcome="unknown", action="retry", error_class=error_class)
-    status = getattr(error, "status_code", None)
     action: Action = "give_up"
     if status in _OTHER_MODEL or any(getattr(cause, "code", None) == "insufficient_quota" for cause in chain):
         # An empty account arrives as a 429, which would be retried for nothing.
@@ -85,6 +89,10 @@ def retry_after_s(headers: Mapping[str, str], now: datetime) -> float | None:
     except ValueError:
         return None
     return max(0.0, (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - now.timestamp())
+
+
+def _is_openai(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] == "openai"
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -5,6 +5,8 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from aiohttp import web
 
 from handlers.context import TaskContext
 from handlers.llm import LlmService
+from handlers.prices import PriceTable
 from handlers.provider import LitellmProvider, ProviderAnswer, ProviderFailureError
 from headwater.simulator import FaultRule, SimulatorConfig, SimulatorProcess
 from schemas.bodies import AgentCompleted, AgentFailed, LlmAttempted
@@ -219,6 +222,57 @@ async def test_a_provider_that_is_away_was_not_sent_anything(streams: Streams, s
     assert {(a.status, a.error_class, a.cost_status) for a in await call.attempts()} == {
         ("error", "ConnectError", "not_billed")
     }
+
+
+async def test_without_a_key_nothing_is_sent_and_nothing_retried(
+    streams: Streams, service: LlmService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    models = ("openai/gpt-4o-mini", "anthropic/claude-3-5-haiku-20241022", "no-such-provider/x")
+    provider = LitellmProvider()
+    call = await order(streams, replace(service, provider=provider, tiers={"fast": models}))
+    ended = await call.run(ask)
+    assert isinstance(ended, AgentFailed)
+    assert "api_key" in ended.error
+    assert "ANTHROPIC_API_KEY" in ended.error
+    assert "LLM Provider NOT provided" in ended.error
+    await provider.aclose()
+    assert await tried(call) == [(model, "error", None, "not_billed") for model in models]
+
+
+async def test_a_parameter_that_a_model_does_not_take_is_left_out(streams: Streams, service: LlmService) -> None:
+    async def reason(task: Task, context: TaskContext) -> str:
+        return (await context.llm.complete(task.text, tier="reasoning", temperature=0)).text
+
+    # LiteLLM knows that this one takes no temperature.
+    call = await order(streams, replace(service, tiers={"reasoning": ("openai/o4-mini",)}))
+    assert isinstance(await call.run(reason), AgentCompleted)
+    assert await tried(call) == [("openai/o4-mini", "ok", 200, "priced")]
+
+
+async def test_what_litellm_says_it_cost_stands_beside_what_we_reckon(
+    streams: Streams, simulator: SimulatorProcess, tmp_path: Path
+) -> None:
+    async def both(task: Task, context: TaskContext) -> None:
+        await context.llm.complete(task.text)
+        async with context.llm.stream(task.text) as stream:
+            async for _ in stream:
+                pass
+
+    prices = tmp_path / "prices.json"
+    prices.write_text('{"gpt-4o-mini": {"input_cost_per_token": "0.5", "output_cost_per_token": "0.25"}}')
+    async with llm_service(simulator, prices=prices) as service:
+        call = await order(streams, replace(service, tiers={"fast": ("openai/gpt-4o-mini",)}))
+        assert isinstance(await call.run(both), AgentCompleted)
+    bundled = PriceTable.load()
+    for attempt in await call.attempts():
+        tokens = attempt.tokens
+        assert tokens is not None
+        reckoned = Decimal("0.5") * tokens.input_total + Decimal("0.25") * tokens.output_text
+        assert Decimal(attempt.cost_usd or "NaN") == reckoned
+        reported = bundled.charge("gpt-4o-mini", tokens)["cost_usd"]
+        assert float(attempt.reported_cost_usd or "NaN") == pytest.approx(float(reported))
 
 
 async def test_a_provider_that_does_not_say_what_it_used_costs_something_unknown(
