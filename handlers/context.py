@@ -2,20 +2,22 @@
 
 import asyncio
 import inspect
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic_core import PydanticSerializationError, to_jsonable_python
-
+from handlers.compiler import CompiledContext
+from handlers.context_manager import ContextManager, task_text
 from handlers.journal import Journal
-from handlers.llm import LlmClient, LlmService
-from schemas.bodies import StepRecorded
+from handlers.llm import LlmClient, LlmService, Tier
+from handlers.memory import AgentMemory
+from handlers.recall import Recall
+from handlers.session import AgentSession
+from handlers.steps import durable_step, jsonable, request_hash
 from schemas.call import SubtaskResult
-from schemas.content import Json, canonical_json, content_hash, seal
-from schemas.errors import InvalidInputError
+from schemas.content import Json, seal
 from schemas.handoff import HandoffProposal
+from schemas.task import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,8 @@ class TaskContext:
 
     Attributes:
         llm: `await context.llm.complete(text, system=…, tier="fast")`.
+        memory: `await context.memory.store(text)`, `await context.memory.search(query, k=5)`.
+        session: `await context.session.set(key, value)`, `await context.session.get(key)`.
         handoff: the accepted handoff that started this run (`.content`, `.source_agent_id`, …), or None.
         call_chain: who worked on the task so far, this agent last.
         results: of the steps that this step of a decomposed task depends on (`.description`, `.agent_id`, `.result`).
@@ -41,12 +45,18 @@ class TaskContext:
         self,
         journal: Journal,
         service: LlmService,
+        recall: Recall,
+        task: Task,
         handoff: HandoffProposal | None,
         results: tuple[SubtaskResult, ...] = (),
     ) -> None:
         call = journal.call
         self._journal = journal
+        self._task_text = task_text(task)
         self.llm = LlmClient(service, journal)
+        self.memory = AgentMemory(journal, self.llm, recall.embedder, recall.memories)
+        self.session = AgentSession(journal, recall.sessions)
+        self._contexts = ContextManager(journal, recall, self.memory)
         self.tenant_id = call.tenant_id
         self.session_id = call.session_id
         self.task_id = call.task_id
@@ -63,29 +73,33 @@ class TaskContext:
         A plain function runs in a thread. Raises what `fn` raises (nothing is recorded then), and
         `InvalidInputError` if arguments or result are not JSON-able.
         """
-        ordinal = self._journal.next_ordinal()
-        asked = content_hash(canonical_json([name, jsonable(args), jsonable(kwargs)]))[:24]
-        earlier = self._journal.recorded(ordinal)
-        for event in earlier:
-            if isinstance(event.body, StepRecorded) and event.body.request_hash == asked:
-                self._journal.reuse(event)
-                return await self._journal.resolve(event.body.result)
-        clock = time.perf_counter_ns()
-        result = fn(*args, **kwargs) if inspect.iscoroutinefunction(fn) else asyncio.to_thread(fn, *args, **kwargs)
-        value = jsonable(await result)
-        body = StepRecorded(
-            call_id=self._journal.call.call_id,
-            ordinal=ordinal,
-            delivery=self.delivery,
-            agent_id=self.agent_id,
-            name=name,
-            request_hash=asked,
-            result=seal(value),
-            duration_us=(time.perf_counter_ns() - clock) // 1000,
-            diverged=bool(earlier),
+        asked = request_hash(name, jsonable(args), jsonable(kwargs))
+
+        async def work() -> Json:
+            ran = fn(*args, **kwargs) if inspect.iscoroutinefunction(fn) else asyncio.to_thread(fn, *args, **kwargs)
+            return jsonable(await ran)
+
+        return await durable_step(self._journal, self._journal.next_ordinal(), name, asked, work)
+
+    async def compile(
+        self,
+        *,
+        system: str = "",
+        tier: Tier = "fast",
+        task: str | None = None,
+        query: str | None = None,
+        memories: int = 20,
+        messages: int = 500,
+    ) -> CompiledContext:
+        """The session, the memories and the task, fitted into the tier's token budget; see `ContextManager.compile`."""
+        return await self._contexts.compile(
+            system=system,
+            tier=tier,
+            task=self._task_text if task is None else task,
+            query=query,
+            memories=memories,
+            messages=messages,
         )
-        await self._journal.record_step(body)
-        return value
 
     def hand_over(
         self,
@@ -109,17 +123,3 @@ class TaskContext:
                 reason=reason,
             )
         )
-
-
-def jsonable(value: Any) -> Json:
-    """`value` as plain JSON types (pydantic models, dates, decimals and tuples included).
-
-    Raises:
-        InvalidInputError: some part of it cannot be expressed in JSON.
-    """
-    try:
-        plain = to_jsonable_python(value)
-        canonical_json(plain)
-    except (PydanticSerializationError, ValueError) as error:
-        raise InvalidInputError(f"an agent's value must be JSON-able: {error}") from error
-    return plain

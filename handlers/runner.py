@@ -8,11 +8,14 @@ import structlog
 
 from handlers.attempts import WORKER_LOST, lost_with_its_worker
 from handlers.capabilities import capability_for, check_input, check_output
-from handlers.context import HandOver, TaskContext, jsonable
+from handlers.context import HandOver, TaskContext
 from handlers.journal import Journal
 from handlers.llm import LlmService
 from handlers.questions import Questions
+from handlers.recall import NoSessions, Recall
 from handlers.registry import AgentRegistry
+from handlers.steps import jsonable
+from handlers.tokens import TokenCounters
 from handlers.tracing import ExecutionTracer
 from schemas.bodies import (
     AgentCancelled,
@@ -48,12 +51,14 @@ class AgentRunner:
         *,
         lease_ms: int,
         tracer: ExecutionTracer | None = None,
+        recall: Recall | None = None,
     ) -> None:
         self._streams = streams
         self._registry = registry
         self._llm = llm
         self._lease_ms = lease_ms
         self._tracer = tracer
+        self._recall = recall or Recall(NoSessions(), TokenCounters(llm.tiers))
         self._questions = Questions(streams, registry, llm)
 
     async def handle(self, taken: TakenCall) -> list[AgentEvent]:
@@ -139,7 +144,7 @@ class AgentRunner:
             handoff = handoff.model_copy(update={"content": await journal.resolve(handoff.content)})
         capability = capability_for(agent.registration, task, handoff)
         check_input(capability, task, handoff)
-        context = TaskContext(journal, self._llm, handoff, await self._prerequisites(journal))
+        context = TaskContext(journal, self._llm, self._recall, task, handoff, await self._prerequisites(journal))
         with self._traced(call):
             result = await agent.invoke(task, context)
         handed_over = isinstance(result, HandOver)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from handlers.agents import AgentCapability, AgentRegistration, AgentStatus, BaseAgent
+    from handlers.compiler import CompiledContext, WorkingContextCompiler
     from handlers.context import HandOver, TaskContext
+    from handlers.context_manager import ContextManager
     from handlers.decomposition import is_complex, never
     from handlers.llm import Completion
     from handlers.llm_stream import LlmStream
@@ -23,10 +25,12 @@ if TYPE_CHECKING:
     from headwater.client import Headwater
     from headwater.embedded import EmbeddedServers
     from headwater.instruments import process_registry, track_agent_invocation, track_llm_call
+    from headwater.long_term_memory import LongTermMemory
     from headwater.orchestrator import SupervisorOrchestrator
     from headwater.settings import Settings, get_settings
     from headwater.tracing import AgentTracer, init_langfuse
     from projections.cost_tracker import CostTracker
+    from projections.session_store import SessionStore
     from schemas.errors import (
         HandoffRejectedError,
         HeadwaterError,
@@ -36,6 +40,8 @@ if TYPE_CHECKING:
     )
     from schemas.event import AgentEvent
     from schemas.handoff import HandoffPayload
+    from schemas.memory import MemoryEntry
+    from schemas.session import Session
     from schemas.task import Accepted, NewTask, Task, TaskOutcome
     from streams.bus import TenantEventBus
 
@@ -48,7 +54,9 @@ _HOMES = {
     "AgentStatus": "handlers.agents",
     "AgentTracer": "headwater.tracing",
     "BaseAgent": "handlers.agents",
+    "CompiledContext": "handlers.compiler",
     "Completion": "handlers.llm",
+    "ContextManager": "handlers.context_manager",
     "CostTracker": "projections.cost_tracker",
     "EmbeddedServers": "headwater.embedded",
     "FailPolicy": "handlers.strictness",
@@ -61,10 +69,14 @@ _HOMES = {
     "HeadwaterError": "schemas.errors",
     "HybridRouter": "handlers.router",
     "LlmStream": "handlers.llm_stream",
+    "LongTermMemory": "headwater.long_term_memory",
+    "MemoryEntry": "schemas.memory",
     "NewTask": "schemas.task",
     "ProviderError": "schemas.errors",
     "RoutingDecision": "handlers.router",
     "SemanticValidator": "handlers.semantic",
+    "Session": "schemas.session",
+    "SessionStore": "projections.session_store",
     "Settings": "headwater.settings",
     "StrictnessConfig": "handlers.strictness",
     "StructuredOutputError": "schemas.errors",
@@ -76,6 +88,7 @@ _HOMES = {
     "Team": "handlers.team",
     "TenantEventBus": "streams.bus",
     "ValidationStrictness": "handlers.strictness",
+    "WorkingContextCompiler": "handlers.compiler",
     "create_app": "headwater.app",
     "get_agent_registry": "handlers.registry",
     "get_settings": "headwater.settings",
@@ -96,7 +109,9 @@ __all__ = [
     "AgentStatus",
     "AgentTracer",
     "BaseAgent",
+    "CompiledContext",
     "Completion",
+    "ContextManager",
     "CostTracker",
     "EmbeddedServers",
     "FailPolicy",
@@ -109,10 +124,14 @@ __all__ = [
     "HeadwaterError",
     "HybridRouter",
     "LlmStream",
+    "LongTermMemory",
+    "MemoryEntry",
     "NewTask",
     "ProviderError",
     "RoutingDecision",
     "SemanticValidator",
+    "Session",
+    "SessionStore",
     "Settings",
     "StrictnessConfig",
     "StructuredOutputError",
@@ -124,6 +143,7 @@ __all__ = [
     "Team",
     "TenantEventBus",
     "ValidationStrictness",
+    "WorkingContextCompiler",
     "create_app",
     "get_agent_registry",
     "get_settings",

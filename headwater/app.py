@@ -22,6 +22,7 @@ from headwater.embedded import EmbeddedServers, Endpoints
 from headwater.process_metrics import CountRequests, HttpMetrics
 from headwater.settings import Settings, get_settings
 from projections.db import migrate
+from projections.memory_search import prepare_memory
 from projections.runner import Runner
 
 logger = structlog.get_logger(__name__)
@@ -77,6 +78,7 @@ async def _lifespan(app: FastAPI, settings: Settings, endpoints: Endpoints | Non
             )
         hw = await stack.enter_async_context(Headwater(settings, endpoints, pool_size=POOL_SIZE))
         await migrate(hw.pool)
+        await prepare_memory(hw.pool)
         streamers = Streamers(hw.history, hw.tail, hw.pool, max_streams=settings.max_streams)
         stack.callback(streamers.close)
         stack.enter_context(closing_on_signals(streamers))

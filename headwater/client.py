@@ -4,8 +4,11 @@ from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any
 
+from handlers.embedders import make_embedder
 from headwater.embedded import Endpoints
 from headwater.history import History
+from headwater.long_term_memory import LongTermMemory
+from headwater.runtime import make_llm
 from headwater.settings import Settings
 from headwater.tracking import TaskTracker
 from projections import queries, reading
@@ -37,6 +40,7 @@ class Headwater:
         self._settings = settings
         self._endpoints = endpoints
         self._pool_size = pool_size
+        self._memory: LongTermMemory | None = None
         self.streams: Streams
         self.pool: Pool
         self.outcomes: Outcomes
@@ -89,6 +93,14 @@ class Headwater:
     def sessions(self) -> SessionStore:
         """The sessions of all tenants; every question names its tenant."""
         return SessionStore(self.pool, self.streams)
+
+    @property
+    def memory(self) -> LongTermMemory:
+        """The memories of all tenants; every question names its tenant."""
+        if self._memory is None:
+            embedder = make_embedder(self._settings.embedder)
+            self._memory = LongTermMemory(self.streams, self.pool, embedder, lambda: make_llm(self._settings))
+        return self._memory
 
     async def clear_session(self, tenant_id: str, session_id: str, *, reason: str = "") -> str:
         """Clear a session by an event, and return the event's position. Raises `NotFoundError` for an unknown one."""

@@ -8,11 +8,12 @@ from faststream.redis import RedisBroker
 
 from handlers.provider import LitellmProvider, Provider
 from headwater.embedded import Endpoints
-from headwater.runtime import add_decider, add_projector, add_runner, make_broker, make_llm, worker_name
+from headwater.runtime import add_decider, add_projector, add_runner, make_broker, make_llm, make_recall, worker_name
 from headwater.settings import Settings
 from headwater.teams import load_team
 from headwater.tracing import exporting, init_langfuse
 from projections.db import connect, migrate
+from projections.memory_search import prepare_memory
 from projections.rebuild import rebuild_outdated
 from projections.runner import Runner
 from streams.connection import open_streams
@@ -27,6 +28,8 @@ async def run_worker(settings: Settings, endpoints: Endpoints, *, provider: Prov
     """
     team = load_team(settings.agents)
     streams = await open_streams(endpoints.redis_url, shards=settings.shards)
+    # No connection is made before an agent asks for its session or its memories.
+    pool = await connect(endpoints.database_url, min_size=0) if endpoints.database_url else None
     worker = worker_name()
     broker = make_broker(endpoints.redis_url, streams)
     add_decider(broker, streams, team, settings)
@@ -34,13 +37,17 @@ async def run_worker(settings: Settings, endpoints: Endpoints, *, provider: Prov
         if provider is None:
             provider = LitellmProvider(settings.llm_base_url, settings.llm_api_key)
             await provider.warm_up()
-        add_runner(broker, streams, team, make_llm(settings, provider), settings, worker, init_langfuse(settings))
+        recall = None if pool is None else make_recall(settings, streams, pool)
+        llm, tracer = make_llm(settings, provider), init_langfuse(settings)
+        add_runner(broker, streams, team, llm, settings, worker, tracer, recall=recall)
     try:
         logger.info("worker_started", worker=worker, agents=[agent.agent_id for agent in team.registry])
         await _run_until_stopped(broker)
     finally:
         if isinstance(provider, LitellmProvider):
             await provider.aclose()
+        if pool is not None:
+            await pool.close()
         await streams.close()
     logger.info("worker_stopped", worker=worker)
 
@@ -51,6 +58,7 @@ async def run_projector(settings: Settings, endpoints: Endpoints) -> None:
     pool = await connect(endpoints.database_url)
     try:
         await migrate(pool)
+        await prepare_memory(pool)
         await rebuild_outdated(pool)
         broker = make_broker(endpoints.redis_url, streams)
         add_projector(broker, streams, Runner(pool, streams.log), settings)

@@ -7,15 +7,21 @@ from faststream.redis import RedisBroker, RedisClusterBroker
 from redis.asyncio.cluster import RedisCluster
 
 from handlers.decider import Decider
+from handlers.embedders import make_embedder
 from handlers.llm import LlmService, RetryPolicy
 from handlers.prices import PriceTable
 from handlers.provider import LitellmProvider, Provider
+from handlers.recall import Recall
 from handlers.runner import AgentRunner
 from handlers.supervisor import DECIDER, SUPERVISOR, WANTED, Rules
 from handlers.team import Team
+from handlers.tokens import TokenCounters
 from handlers.tracing import ExecutionTracer
 from headwater.settings import Settings
+from projections.db import Pool
+from projections.memory_search import MemorySearch
 from projections.runner import Runner
+from projections.session_store import SessionStore
 from schemas.event import AgentEvent
 from streams.connection import Streams
 from streams.functions import Commit
@@ -43,6 +49,19 @@ def make_llm(settings: Settings, provider: Provider | None = None) -> LlmService
             base_delay_ms=settings.llm_retry_ms,
             timeout_s=settings.llm_timeout_s,
         ),
+    )
+
+
+def make_recall(settings: Settings, streams: Streams, pool: Pool) -> Recall:
+    """What agents can recall: the read models, an embedder, and the token counters of the tiers' models."""
+    embedder = make_embedder(settings.embedder)
+    return Recall(
+        sessions=SessionStore(pool, streams),
+        counters=TokenCounters(
+            {"fast": settings.fast_models, "reasoning": settings.reasoning_models}, settings.tiktoken_cache_dir
+        ),
+        memories=None if embedder is None else MemorySearch(pool, streams.log),
+        embedder=embedder,
     )
 
 
@@ -82,9 +101,11 @@ def add_runner(
     settings: Settings,
     worker: str,
     tracer: ExecutionTracer | None = None,
+    *,
+    recall: Recall | None = None,
 ) -> CallSubscriber:
-    """The agents, running the calls that the supervisor ordered."""
-    runner = AgentRunner(streams, team.registry, llm, lease_ms=settings.lease_ms, tracer=tracer)
+    """The agents, running the calls that the supervisor ordered. Without `recall` they have no session or memory."""
+    runner = AgentRunner(streams, team.registry, llm, lease_ms=settings.lease_ms, tracer=tracer, recall=recall)
     capacity = {agent.agent_id: agent.registration.max_concurrent_tasks for agent in team.registry}
     capacity[SUPERVISOR] = QUESTIONS_AT_ONCE
     subscriber = CallSubscriber(broker, streams, worker, lease_ms=settings.lease_ms, capacity=capacity)

@@ -65,6 +65,16 @@ class Settings(BaseSettings):
     prices: Path | None = Field(
         default=None, description="JSON price file in LiteLLM's format, over the bundled prices."
     )
+    embedder: str = Field(
+        default="wordllama",
+        description="What makes memories searchable: `wordllama` (offline), `none`, or a model for embeddings that "
+        "LiteLLM knows, such as `openai/text-embedding-3-small`.",
+    )
+    tiktoken_cache_dir: Path | None = Field(
+        default=None,
+        validation_alias="TIKTOKEN_CACHE_DIR",
+        description="Where tiktoken's encodings lie. They are used from there, and never downloaded.",
+    )
     lease_ms: int = Field(
         default=10_000, ge=100, description="How long a worker may be silent before its work is redone."
     )

@@ -38,12 +38,17 @@ def database_errors() -> Iterator[None]:
         raise UnavailableError(f"PostgreSQL cannot be reached: {error}") from error
 
 
-async def connect(database_url: str, *, max_size: int = 10) -> Pool:
-    """Open a pool. Raises `UnavailableError` if nobody answers, `ConfigurationError` if the login is refused."""
+async def connect(database_url: str, *, max_size: int = 10, min_size: int = 1) -> Pool:
+    """Open a pool; with `min_size` 0, one that connects when it is first used.
+
+    Raises:
+        UnavailableError: nobody answers.
+        ConfigurationError: the login is refused.
+    """
     try:
         return await asyncpg.create_pool(
             database_url,
-            min_size=1,
+            min_size=min_size,
             max_size=max_size,
             server_settings={"search_path": SCHEMA, "TimeZone": "UTC", "jit": "off", "application_name": "headwater"},
         )

@@ -5,6 +5,7 @@ import asyncio
 from projections import queries
 from projections.db import Pool
 from projections.projection import parse_position
+from schemas.errors import UnavailableError
 from streams.log import Log
 
 POLL_S = 0.01
@@ -26,3 +27,12 @@ async def caught_up(pool: Pool, log: Log, tenant_id: str, *, timeout_s: float) -
         await asyncio.sleep(delay_s)
         delay_s = min(delay_s * 1.5, MAX_POLL_S)
     return True
+
+
+async def catch_up(pool: Pool, log: Log, tenant_id: str, *, timeout_s: float) -> None:
+    """Wait like `caught_up`. Raises `UnavailableError` if the projections are still behind after `timeout_s`."""
+    if not await caught_up(pool, log, tenant_id, timeout_s=timeout_s):
+        raise UnavailableError(
+            f"the projections are more than {timeout_s:g} s behind the log of tenant {tenant_id!r}: "
+            "is the projector running?"
+        )

@@ -15,6 +15,7 @@ import structlog
 from projections.archive import Archive, blob_hashes, keep_blobs, keep_unreadable
 from projections.db import Connection, Pool, database_errors
 from projections.ledger import Ledger
+from projections.memory import Memories
 from projections.metrics import Metrics
 from projections.projection import START, Position, Projection, Recorded, Relevant, columns, parse_position
 from projections.sessions import Sessions
@@ -26,7 +27,7 @@ from streams.subscriber import LeasedRound
 
 logger = structlog.get_logger(__name__)
 
-PROJECTIONS: tuple[Projection, ...] = (Archive(), Ledger(), Sessions(), Metrics())
+PROJECTIONS: tuple[Projection, ...] = (Archive(), Ledger(), Sessions(), Memories(), Metrics())
 APPLY_LOCK = 0x7072_6F6A  # "proj": shared by applying, taken alone by a rebuild
 
 LARGE_ROUND = 1_000
@@ -101,6 +102,8 @@ class Runner:
                 await conn.execute("SELECT pg_advisory_xact_lock_shared($1)", APPLY_LOCK)
                 positions = await _lock_positions(conn, tenants, [p.name for p in self._projections])
                 moves: list[tuple[object, ...]] = []
+                # First, for projections that read what an event refers to.
+                await keep_blobs(conn, blobs)
                 for projection in self._projections:
                     applied = {tenant: positions.get((projection.name, tenant), START) for tenant in tenants}
                     new, counts = everything, all_counts
@@ -111,7 +114,6 @@ class Runner:
                         await projection.apply(conn, relevant)
                     moves += [(projection.name, t, *ends[t], counts[t]) for t in tenants if ends[t] > applied[t]]
                 await keep_unreadable(conn, unreadable)
-                await keep_blobs(conn, blobs)
                 await conn.execute(_MOVE, *columns(moves, 5))
 
     async def _blobs(self, entries: Sequence[Recorded]) -> dict[tuple[str, str], bytes]:

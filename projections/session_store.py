@@ -1,16 +1,16 @@
 """`SessionStore`: the sessions of the log, read from the projection and cleared by an event (contract row D1)."""
 
 from datetime import UTC, datetime
-from typing import Any
 
 import asyncpg
 import orjson
 
+from projections.contents import read_contents
 from projections.db import Connection, Pool, tenant_connection
-from projections.reading import caught_up
+from projections.reading import catch_up
 from schemas.bodies import SessionCleared
-from schemas.content import Json, blob_of, unseal
-from schemas.errors import NotFoundError, UnavailableError
+from schemas.content import Json
+from schemas.errors import NotFoundError
 from schemas.event import AgentEvent
 from schemas.ids import check_session_id, new_id
 from schemas.session import Session, SessionMessage
@@ -103,11 +103,7 @@ class SessionStore:
             return await _state(conn, tenant_id, session_id)
 
     async def _catch_up(self, tenant_id: str) -> None:
-        if not await caught_up(self._pool, self._streams.log, tenant_id, timeout_s=self._catch_up_s):
-            raise UnavailableError(
-                f"the projections are more than {self._catch_up_s:g} s behind the log of tenant {tenant_id!r}: "
-                "is the projector running?"
-            )
+        await catch_up(self._pool, self._streams.log, tenant_id, timeout_s=self._catch_up_s)
 
 
 async def _messages(
@@ -128,15 +124,3 @@ async def _state(conn: Connection, tenant_id: str, session_id: str) -> dict[str,
     )
     contents = await read_contents(conn, tenant_id, [orjson.loads(row["value"]) for row in rows])
     return {row["key"]: content for row, content in zip(rows, contents, strict=True)}
-
-
-async def read_contents(conn: Connection, tenant_id: str, values: list[Any]) -> list[Json]:
-    """Contents in full: blob references are replaced by what they refer to, in one query."""
-    hashes = sorted({sha for value in values if (sha := blob_of(value))})
-    found: dict[str, Json] = {}
-    if hashes:
-        rows = await conn.fetch(
-            "SELECT sha256, data FROM blobs WHERE tenant = $1 AND sha256 = ANY($2)", tenant_id, hashes
-        )
-        found = {row["sha256"]: orjson.loads(row["data"]) for row in rows}
-    return [unseal(found.get(blob_of(value) or "", value)) for value in values]

@@ -244,6 +244,7 @@ class LlmAttempted(EventBody):
     """
 
     type = "llm.attempted"
+    needs_task = False
     contents = ("request", "response", "params.*")
 
     call_id: str

@@ -17,7 +17,7 @@ from handlers.team import Team
 from headwater import simulator
 from headwater.client import Headwater
 from headwater.embedded import Endpoints
-from headwater.runtime import add_decider, add_projector, add_runner, make_broker, make_llm, worker_name
+from headwater.runtime import add_decider, add_projector, add_runner, make_broker, make_llm, make_recall, worker_name
 from headwater.settings import Settings
 from headwater.simulator import AnswerRule, FaultRule, SimulatorConfig, create_simulator, load_prices
 from headwater.simulator.bill import Bill
@@ -184,7 +184,8 @@ def _settings(endpoints: Endpoints, provider_url: str, prices: Path | None) -> d
 def _broker(endpoints: Endpoints, hw: Headwater, team: Team, settings: Settings, llm: LlmService) -> RedisBroker:
     broker = make_broker(endpoints.redis_url, hw.streams)
     add_decider(broker, hw.streams, team, settings)
-    add_runner(broker, hw.streams, team, llm, settings, worker_name())
+    recall = make_recall(settings, hw.streams, hw.pool)
+    add_runner(broker, hw.streams, team, llm, settings, worker_name(), recall=recall)
     add_projector(broker, hw.streams, Runner(hw.pool, hw.streams.log), settings)
     return broker
 
