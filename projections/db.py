@@ -99,7 +99,9 @@ async def migrate(pool: Pool) -> list[str]:
         await conn.execute("SELECT pg_advisory_lock($1)", _MIGRATION_LOCK)
         try:
             async with conn.transaction():
-                await conn.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
+                # Asked first: IF NOT EXISTS wants the right to create it, even when it is there.
+                if not await conn.fetchval("SELECT to_regnamespace($1) IS NOT NULL", SCHEMA):
+                    await conn.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
                 await conn.execute(
                     "CREATE TABLE IF NOT EXISTS schema_migrations "
                     "(name text PRIMARY KEY, sha256 text NOT NULL, at timestamptz NOT NULL DEFAULT now())"
