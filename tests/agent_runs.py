@@ -13,6 +13,7 @@ from handlers.context import TaskContext
 from handlers.llm import LlmService, RetryPolicy
 from handlers.prices import PriceTable
 from handlers.provider import LitellmProvider
+from handlers.recall import Recall
 from handlers.registry import AgentRegistry
 from handlers.runner import AgentRunner
 from headwater.simulator import SimulatorProcess
@@ -44,6 +45,7 @@ class OrderedCall:
     service: LlmService
     call: Call
     lease_ms: int = LEASE_MS
+    recall: Recall | None = None
     taken: TakenCall | None = field(default=None, init=False)
     """The delivery at hand."""
 
@@ -64,7 +66,7 @@ class OrderedCall:
 
     async def run_taken(self, taken: TakenCall, agent: AgentFunction) -> EventBody:
         """Run `agent` on a delivery, and settle."""
-        events = await _runner(self.streams, self.service, agent, self.lease_ms).handle(taken)
+        events = await _runner(self.streams, self.service, agent, self.lease_ms, self.recall).handle(taken)
         blobs: dict[str, bytes] = {}
         facts = [encode(event, blobs) for event in events]
         await self.streams.functions.settle(taken.delivery, facts=facts, blobs=blobs)
@@ -174,7 +176,9 @@ async def _decide(streams: Streams, event: AgentEvent, commit: Commit) -> None:
     assert await streams.functions.commit("decider", [(batch, commit)]) == [True]
 
 
-def _runner(streams: Streams, service: LlmService, agent: AgentFunction, lease_ms: int) -> AgentRunner:
+def _runner(
+    streams: Streams, service: LlmService, agent: AgentFunction, lease_ms: int, recall: Recall | None
+) -> AgentRunner:
     class FunctionAgent(BaseAgent):
         registration = AgentRegistration(agent_id=AGENT, name="Writer", description="writes")
 
@@ -183,4 +187,4 @@ def _runner(streams: Streams, service: LlmService, agent: AgentFunction, lease_m
 
     registry = AgentRegistry()
     registry.register(FunctionAgent())
-    return AgentRunner(streams, registry, service, lease_ms=lease_ms)
+    return AgentRunner(streams, registry, service, lease_ms=lease_ms, recall=recall)
