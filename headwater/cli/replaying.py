@@ -1,29 +1,29 @@
 """Commands that read a recorded log again: replay (the story, a moment, step by step, blame) and export."""
 
-import gzip
-import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import typer
 
-from headwater.cli.common import DataOption, JsonOption, connected, err, print_json, read_settings, run_async
+from headwater.cli.common import DataOption, JsonOption, err, print_json
+from headwater.cli.proving import verify_logs
+from headwater.cli.recordings import one_tenant, sink, with_recording
+from headwater.cli.running import AgentsOption
 from headwater.cli.stepping import step_through
 from headwater.cli.telling import show_blame, show_moment, show_story
-from headwater.client import Headwater
 from headwater.replay.blame import blame as find_blame
 from headwater.replay.moments import events_of, moment, position_of, task_events
-from headwater.replay.recording import FileRecording, LiveRecording, Recording, export
+from headwater.replay.recording import Recording, export
 from headwater.replay.story import story_of
 from schemas.errors import InvalidInputError, NotFoundError
 from schemas.event import AgentEvent
 from schemas.ids import check_tenant_id
 
-T = TypeVar("T")
-
-FileArgument = Annotated[
-    Path | None, typer.Argument(metavar="[FILE]", help="A file of 'headwater export'; then no server is needed.")
+FilesArgument = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="[FILE]…", help="A file of 'headwater export'; with --verify, any number. No server needed."
+    ),
 ]
 OptionalTenant = Annotated[str | None, typer.Option("--tenant", "-t", help="Tenant id. [default: the file's only one]")]
 TaskOption = Annotated[str | None, typer.Option("--task", "-k", help="Task id.")]
@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
 
 
 def replay(
-    file: FileArgument = None,
+    files: FilesArgument = None,
     tenant: OptionalTenant = None,
     task: TaskOption = None,
     session: SessionOption = None,
@@ -48,19 +48,28 @@ def replay(
     blame: Annotated[
         str | None, typer.Option(metavar="FIELD", help="Who put this value into the result: a JSON pointer as /reply.")
     ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Decide again with the team of --agents; exit 1 at a difference.")
+    ] = False,
+    agents: AgentsOption = None,
+    since: Annotated[str | None, typer.Option(help="With --verify: only tasks after this position or time.")] = None,
     data: DataOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Tell a task's story from the log: what led to what, why, by whom, and where the money went.
 
-    No model is asked, and nothing is written. Reads the archive and the stream as one log, or a file.
+    With --verify, every decision of the log is made again from the recorded facts and compared: a new routing rule or
+    strictness table, tested against last month. No model is asked, and nothing is written. Reads the archive and the
+    stream as one log, or files.
     """
-    if (task is None) == (session is None):
-        raise InvalidInputError("name one of --task and --session")
-    if session is not None and (step or blame is not None or at is not None):
-        raise InvalidInputError("--at, --step and --blame look at one task: name it with --task")
-    if sum([at is not None, step, blame is not None]) > 1:
-        raise InvalidInputError("give one of --at, --step and --blame")
+    looks = [name for name, given in (("--at", at), ("--step", step), ("--blame", blame)) if given not in (None, False)]
+    if verify:
+        if session is not None or looks:
+            raise InvalidInputError("--verify goes with --agents, --tenant, --task and --since only")
+        verify_logs(files or [], agents, tenant, task, since, data, json_)
+        return
+    _check_look(files or [], task, session, looks)
+    file = files[0] if files else None
 
     async def look(recording: Recording) -> None:
         tenant_id = await one_tenant(recording, tenant)
@@ -83,6 +92,17 @@ def replay(
     with_recording(file, data, look)
 
 
+def _check_look(files: list[Path], task: str | None, session: str | None, looks: list[str]) -> None:
+    if len(files) > 1:
+        raise InvalidInputError("give one file; only --verify takes several")
+    if (task is None) == (session is None):
+        raise InvalidInputError("name one of --task and --session")
+    if session is not None and looks:
+        raise InvalidInputError(f"{looks[0]} looks at one task: name it with --task")
+    if len(looks) > 1:
+        raise InvalidInputError(f"give one of {' and '.join(looks)}")
+
+
 def _tell(events: list[AgentEvent], json_: bool) -> None:
     story = story_of(events)
     assert story is not None, "there are events"
@@ -100,32 +120,6 @@ async def _tell_session(recording: Recording, tenant_id: str, session_id: str, j
         _tell(events, json_)
 
 
-async def one_tenant(recording: Recording, tenant: str | None) -> str:
-    """The tenant that was named, or the only one there is. Raises `InvalidInputError` if that is not clear."""
-    if tenant is not None:
-        return check_tenant_id(tenant)
-    known = await recording.tenants()
-    if len(known) == 1:
-        return known[0]
-    raise InvalidInputError(f"name the tenant with --tenant; there are: {', '.join(known) or 'none'}")
-
-
-def with_recording(file: Path | None, data: Path | None, work: Callable[[Recording], Awaitable[T]]) -> T:
-    """Run `work` on a file, or on the running Headwater's log."""
-    if file is not None:
-        recording = FileRecording(file)
-
-        async def on_file() -> T:
-            return await work(recording)
-
-        return run_async(on_file())
-
-    async def on_log(hw: Headwater) -> T:
-        return await work(LiveRecording(hw.streams, hw.pool))
-
-    return connected(read_settings(data=data), on_log)
-
-
 def export_log(
     tenant: Annotated[str, typer.Option("--tenant", "-t", help="Tenant id.")],
     task: TaskOption = None,
@@ -141,9 +135,9 @@ def export_log(
 
     async def work(recording: Recording) -> int:
         count = 0
-        with _sink(output) as sink:
+        with sink(output) as target:
             async for line in export(recording, [tenant], task_id=task, session_id=session):
-                sink.write(line)
+                target.write(line)
                 count += b'"position"' in line
         return count
 
@@ -151,12 +145,3 @@ def export_log(
     if not count:
         raise NotFoundError(f"tenant {tenant!r} has no such events")
     err.print(f"{count:,} events of {tenant} written to {output or 'standard output'}")
-
-
-def _sink(output: Path | None) -> Any:
-    if output is None:
-        return open(sys.stdout.fileno(), "wb", closefd=False)  # a descriptor is no path
-    try:
-        return gzip.open(output, "wb") if output.suffix == ".gz" else output.open("wb")
-    except OSError as error:
-        raise InvalidInputError(f"{output} cannot be written: {error.strerror}") from error

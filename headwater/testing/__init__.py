@@ -12,5 +12,18 @@ Nothing is imitated: Redis and PostgreSQL are real and embedded, and the provide
 from headwater.simulator import AnswerRule, FaultRule
 from headwater.testing.given import Supervised, agent, rules
 from headwater.testing.harness import Harness, TaskRun, TeamRunner, running
+from headwater.testing.recorded import RecordedLogError, check_recorded
 
-__all__ = ["AnswerRule", "FaultRule", "Harness", "Supervised", "TaskRun", "TeamRunner", "agent", "rules", "running"]
+__all__ = [
+    "AnswerRule",
+    "FaultRule",
+    "Harness",
+    "RecordedLogError",
+    "Supervised",
+    "TaskRun",
+    "TeamRunner",
+    "agent",
+    "check_recorded",
+    "rules",
+    "running",
+]

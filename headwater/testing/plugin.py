@@ -9,6 +9,17 @@ import pytest
 
 from headwater.embedded import EmbeddedServers, Endpoints
 from headwater.testing.harness import TeamRunner
+from headwater.testing.recorded import ENDINGS, RecordedFile
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The ini option that names the team of the recorded logs."""
+    parser.addini("headwater_team", "The team, as module:object, that recorded logs are decided again with.")
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> RecordedFile | None:
+    """Files of `headwater fixture` are tests."""
+    return RecordedFile.from_parent(parent, path=file_path) if file_path.name.endswith(ENDINGS) else None
 
 
 @pytest.fixture(scope="session")

@@ -142,7 +142,7 @@ def test_stepping_goes_forward_back_and_to_a_position(recorded: tuple[Path, Task
         (["--tenant", "acme"], "name one of --task and --session"),
         (["--task", "x"], "name the tenant with --tenant; there are: acme, globex"),
         (["--tenant", "acme", "--task", "nope"], "no task 'nope'"),
-        (["--tenant", "acme", "--session", "s1", "--step"], "name it with --task"),
+        (["--tenant", "acme", "--session", "s1", "--step"], "--step looks at one task: name it with --task"),
     ],
 )
 def test_bad_arguments_are_named(recorded: tuple[Path, TaskRun], arguments: list[str], why: str) -> None:

@@ -1,0 +1,182 @@
+"""`replay --verify`, `fixture` and `reprice`: what a recorded log proves, and what it would have cost."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from handlers.prices import PriceTable
+from handlers.supervisor import Rules
+from headwater.cli.common import DataOption, JsonOption, err, out, print_json, read_settings
+from headwater.cli.recordings import one_tenant, sink, with_recording
+from headwater.cli.showing import as_text
+from headwater.replay.fixture import fixture
+from headwater.replay.moments import position_of
+from headwater.replay.recording import Recording
+from headwater.replay.reprice import Repriced
+from headwater.replay.reprice import reprice as price_again
+from headwater.replay.verify import Report, verify
+from headwater.teams import load_team
+from projections.projection import START, Position
+from schemas.errors import InvalidInputError
+from schemas.ids import check_tenant_id
+from schemas.money import plain
+
+SHOWN = 20
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command("fixture")(make_fixture)
+    app.command("reprice")(reprice)
+
+
+def verify_logs(
+    files: list[Path],
+    agents: str | None,
+    tenant: str | None,
+    task: str | None,
+    since: str | None,
+    data: Path | None,
+    json_: bool,
+) -> None:
+    """Verify files, or the running log. Exits with 1 if a decision would be another one now."""
+    rules = rules_of(agents, data)
+    start = START if since is None else position_of(since, [])
+    report = Report()
+    with _progress() as progress:
+        bar = progress.add_task("verifying")
+
+        def show(tasks: int, decisions: int) -> None:
+            progress.update(bar, description=f"verifying: {tasks:,} tasks, {decisions:,} decisions")
+
+        async def work(recording: Recording) -> Report:
+            tenants = [check_tenant_id(tenant)] if tenant else await recording.tenants()
+            return await verify(recording, tenants, rules, task_id=task, since=start, limit=SHOWN, progress=show)
+
+        sources: list[Path | None] = [*files] or [None]
+        for file in sources:
+            _add(report, with_recording(file, data, work))
+    print_json(report.as_dict()) if json_ else _show_report(report)
+    raise typer.Exit(1 if report.diverged else 0)
+
+
+def _add(total: Report, found: Report) -> None:
+    total.tasks += found.tasks
+    total.decisions += found.decisions
+    total.skipped += found.skipped
+    total.open_tasks += found.open_tasks
+    total.diverged += found.diverged
+    total.differences += found.differences[: SHOWN - len(total.differences)]
+
+
+def rules_of(agents: str | None, data: Path | None) -> Rules:
+    """The rules of the team that `--agents` or HEADWATER_AGENTS names."""
+    settings = read_settings(data=data, agents=agents)
+    if settings.agents is None:
+        raise InvalidInputError("name the team whose rules decide, with --agents module:object or HEADWATER_AGENTS")
+    team = load_team(settings.agents)
+    return Rules(team, team.strictness)
+
+
+def _show_report(report: Report) -> None:
+    notes = [f"{report.open_tasks:,} of them not ended"] * bool(report.open_tasks)
+    notes += [f"{report.skipped:,} left out, which began before this log does"] * bool(report.skipped)
+    more = f" ({'; '.join(notes)})" if notes else ""
+    out.print(f"{report.tasks:,} tasks with {report.decisions:,} decisions verified{more}")
+    for found in report.differences:
+        out.print(f"[red]task {found.task_id}[/red] of {escape(found.tenant_id)}, event {found.event_id}")
+        out.print(f"  at        {escape(found.pointer or '(the whole decision)')}")
+        out.print(f"  recorded  {escape(as_text(found.recorded))}", soft_wrap=True)
+        out.print(f"  now       {escape(as_text(found.now))}", soft_wrap=True)
+    if report.diverged:
+        rest = report.diverged - len(report.differences)
+        out.print(f"{report.diverged:,} tasks would go another way now" + (f", {rest:,} not shown" if rest else ""))
+    else:
+        out.print("[green]every decision would be the same now[/green]")
+
+
+def make_fixture(
+    task: Annotated[str, typer.Option("--task", "-k", help="Task id.")],
+    tenant: Annotated[str | None, typer.Option("--tenant", "-t", help="Tenant id.")] = None,
+    agents: Annotated[str | None, typer.Option("--agents", help="The team it was recorded with.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File to write, best named *.headwater.jsonl. [default: stdout]"),
+    ] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option("--keep", help="A word or number that stays: one that the rules look at.")
+    ] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="A file of 'headwater export'.")] = None,
+    data: DataOption = None,
+) -> None:
+    """Write a task as a sanitised recorded log: mails, names and numbers become stand-ins of the same shape.
+
+    pytest runs files named *.headwater.jsonl with the plugin headwater.testing.plugin: each is decided again.
+    """
+    rules = rules_of(agents, data)
+
+    async def work(recording: Recording) -> list[bytes]:
+        tenant_id = await one_tenant(recording, tenant)
+        return [line async for line in fixture(recording, tenant_id, task, rules, keep=keep or ())]
+
+    lines = with_recording(file, data, work)
+    with sink(output) as target:
+        target.write(b"".join(lines))
+    err.print(f"task {task} written to {output or 'standard output'}; read it once before you share it")
+
+
+def reprice(
+    prices: Annotated[Path, typer.Option("--prices", help="JSON price file in LiteLLM's format.")],
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="A file of 'headwater export'.")] = None,
+    tenant: Annotated[str | None, typer.Option("--tenant", "-t", help="Only this tenant.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", metavar="A=B", help="Price what model A used as if B had used it.")
+    ] = None,
+    since: Annotated[str | None, typer.Option(help="Only after this position or time.")] = None,
+    data: DataOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """What the recorded tokens would have cost. The ledger does not move; of the quality nothing is known."""
+    models = dict(_pair(text) for text in model or ())
+    table = PriceTable.load(prices)
+    start: Position = START if since is None else position_of(since, [])
+    with _progress() as progress:
+        bar = progress.add_task("pricing")
+
+        def show(attempts: int) -> None:
+            progress.update(bar, description=f"pricing: {attempts:,} attempts")
+
+        async def work(recording: Recording) -> Repriced:
+            tenants = [check_tenant_id(tenant)] if tenant else await recording.tenants()
+            return await price_again(recording, tenants, table, models=models, since=start, progress=show)
+
+        found = with_recording(file, data, work)
+    if json_:
+        print_json(found.as_dict())
+        return
+    rows = Table("agent", "model", "priced as", "attempts", "tokens", "recorded", "repriced", "difference", "unpriced")
+    for line in found.lines:
+        difference = plain(line.repriced_usd - line.recorded_usd)
+        money = (plain(line.recorded_usd), plain(line.repriced_usd), difference)
+        counts = (f"{line.attempts:,}", f"{line.tokens:,}")
+        rows.add_row(line.agent_id, line.model, line.repriced_as, *counts, *money, f"{line.unpriced:,}")
+    out.print(rows)
+    total = plain(found.repriced_usd - found.recorded_usd)
+    out.print(f"${plain(found.recorded_usd)} recorded, ${plain(found.repriced_usd)} repriced: {total} difference")
+    if models:
+        out.print("the tokens are the recorded model's, and what another one would have answered is unknown")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    old, equals, new = text.partition("=")
+    if not (old and equals and new):
+        raise InvalidInputError(f"--model {text!r} is not of the form A=B")
+    return old, new
+
+
+def _progress() -> Any:
+    return Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=err, transient=True)
