@@ -103,7 +103,8 @@ class Settings(BaseSettings):
         default=None, validation_alias="LANGFUSE_HOST", description="Base URL of the Langfuse server."
     )
     langfuse_content: bool = Field(
-        default=True, description="Export prompts, answers and results too; false: only names, times and numbers."
+        default=True,
+        description="Export prompts, answers, results and handed-over contents; false: all but these.",
     )
     langfuse_settle_s: float = Field(
         default=60.0,

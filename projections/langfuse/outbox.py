@@ -17,7 +17,7 @@ from schemas.trace_ids import trace_id
 
 EXPORTER_LOCK = 0x6C66_7578  # "lfux": one exporter at a time
 TENANTS_AT_ONCE = 50
-EVENTS_AT_ONCE = 1000
+EVENTS_AT_ONCE = 500
 
 # Beginning after the tenant that was served last, so that nobody waits behind somebody's long log.
 _BEHIND = """
