@@ -14,7 +14,7 @@ import uvicorn
 
 from headwater.app import create_app
 from headwater.embedded import EmbeddedServers, Endpoints
-from headwater.embedded.process import die_with_parent
+from headwater.embedded.process import EmbeddedServerError, die_with_parent
 from headwater.embedded.servers import lock_directory
 from headwater.node import remove_node, write_node
 from headwater.settings import Settings
@@ -27,6 +27,8 @@ logger = structlog.get_logger(__name__)
 
 DRAIN_S = 40.0
 """How long a child may take to finish what it does; then it is killed, and its work is done again elsewhere."""
+REVIVE_S = 1.0
+"""Embedded servers that died are started again this soon."""
 MAX_RESTART_DELAY_S = 5.0
 STEADY_S = 10.0
 """A child that lived this long is restarted at once when it dies."""
@@ -99,6 +101,7 @@ def up(settings: Settings, announce: Callable[[Endpoints, str], None]) -> None:
     load_team(settings.agents)
     data = settings.data.absolute()
     with contextlib.ExitStack() as stack:
+        servers: EmbeddedServers | None = None
         if settings.redis_url and settings.database_url:
             data.mkdir(parents=True, exist_ok=True)
             stack.enter_context(lock_directory(data))
@@ -116,10 +119,16 @@ def up(settings: Settings, announce: Callable[[Endpoints, str], None]) -> None:
                 settings.redis_url or started.redis_url, settings.database_url or started.database_url
             )
         stack.callback(remove_node, data)
-        asyncio.run(_up(settings, data, endpoints, announce))
+        asyncio.run(_up(settings, data, endpoints, servers, announce))
 
 
-async def _up(settings: Settings, data: Path, endpoints: Endpoints, announce: Callable[[Endpoints, str], None]) -> None:
+async def _up(
+    settings: Settings,
+    data: Path,
+    endpoints: Endpoints,
+    servers: EmbeddedServers | None,
+    announce: Callable[[Endpoints, str], None],
+) -> None:
     await _prepare(settings, endpoints)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -136,7 +145,11 @@ async def _up(settings: Settings, data: Path, endpoints: Endpoints, announce: Ca
     keepers = [asyncio.create_task(child.keep_running()) for child in children]
     write_node(data, endpoints, url)
     announce(endpoints, url)
-    await stop.wait()
+    while not stop.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), REVIVE_S)
+        if servers is not None and not stop.is_set():
+            _revive(servers)
     logger.info("draining")
     # Workers first: what they finish, the projector still reads.
     for group in (children[1:], children[:1]):
@@ -145,6 +158,15 @@ async def _up(settings: Settings, data: Path, endpoints: Endpoints, announce: Ca
         keeper.cancel()
     server.should_exit = True
     await asyncio.gather(http, *keepers, return_exceptions=True)
+
+
+def _revive(servers: EmbeddedServers) -> None:
+    """Start embedded servers that died again. Blocks, for they die with the thread that started them: this one."""
+    try:
+        for name in servers.revive():
+            logger.error("server_revived", server=name)
+    except EmbeddedServerError as error:
+        logger.error("server_not_revived", error=str(error), retry_in_s=REVIVE_S)
 
 
 async def _prepare(settings: Settings, endpoints: Endpoints) -> None:

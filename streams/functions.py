@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import structlog
 
-from schemas.errors import StaleLeaseError
+from schemas.errors import StaleLeaseError, UnavailableError
 from streams.keys import AGENTS
 from streams.wire import FunctionCalls, FunctionError, RedisClient, all_of
 
@@ -27,6 +27,9 @@ __all__ = [
 ]
 
 log = structlog.get_logger(__name__)
+
+RETRY_S = 0.2
+"""While Redis is away, what a call has to say is tried again this often, until its lease ends."""
 
 Fields = list[str | bytes]
 """The values of one log entry, in the order of `schemas.event.FIELDS`."""
@@ -266,7 +269,7 @@ class Functions(FunctionCalls):
         """
         item = self._token(delivery) | {"lease_ms": lease_ms, "key": key, "facts": facts, "blobs": list(blobs.items())}
         lease_ends_at = _from_now(lease_ms)
-        _, position = await self._fenced("record", delivery.shard, item)
+        _, position = await self._fenced("record", delivery, item)
         delivery.lease_ends_at = max(delivery.lease_ends_at, lease_ends_at)
         return str(position)
 
@@ -275,7 +278,7 @@ class Functions(FunctionCalls):
     ) -> None:
         """End a call with its last facts. Raises `StaleLeaseError`: another worker has it, nothing was written."""
         item = self._token(delivery) | {"facts": facts, "blobs": list(blobs.items()), "parked": parked}
-        await self._fenced("settle", delivery.shard, item)
+        await self._fenced("settle", delivery, item)
 
     async def renew(self, deliveries: Sequence[Delivery], *, lease_ms: int) -> list[bool]:
         """Keep calls for another `lease_ms`. False: that lease was lost. Marks those that were cancelled."""
@@ -320,8 +323,16 @@ class Functions(FunctionCalls):
         return {"tenant": delivery.tenant_id, "call": delivery.call_id, "worker": delivery.worker,
                 "delivery": delivery.delivery}  # fmt: skip
 
-    async def _fenced(self, name: str, shard: int, item: dict[str, Any]) -> Any:
-        reply = await self._call(name, shard, item)
+    async def _fenced(self, name: str, delivery: Delivery, item: dict[str, Any]) -> Any:
+        while True:
+            try:
+                reply = await self._call(name, delivery.shard, item)
+                break
+            except UnavailableError:
+                # Worth a wait: what would be written was done, and perhaps paid for. Written twice, it is one.
+                if time.monotonic() + RETRY_S >= delivery.lease_ends_at:
+                    raise
+                await asyncio.sleep(RETRY_S)
         if reply == ["stale"]:
             raise StaleLeaseError(f"{name} of tenant {item['tenant']!r}: the lease is no longer held; nothing written")
         return reply

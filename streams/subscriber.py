@@ -16,7 +16,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -172,7 +172,17 @@ class LogSubscriber(_ReadySubscriber):
                 self._due_at[shard] = time.monotonic() + batches.due_in_ms / 1000
         found = [batch for batches in leased for batch in batches]
         if found:
-            await self.process_message(LeasedRound(self.reader, found))
+            try:
+                await self.process_message(LeasedRound(self.reader, found))
+            except Exception:
+                await self._give_back(found)
+                raise
+
+    async def _give_back(self, batches: list[TenantBatch]) -> None:
+        """Let nobody wait for the leases of a round that came to nothing to end: the next one can have it at once."""
+        unread = [(replace(batch, end=batch.start, behind=[], tried={}), Commit()) for batch in batches]
+        with contextlib.suppress(HeadwaterError):
+            await self.streams.functions.commit(self.reader, unread)
 
 
 class CallSubscriber(_ReadySubscriber):

@@ -64,6 +64,15 @@ class EmbeddedServers:
             raise
         return Endpoints(self.redis.url if self.redis else "", self.postgres.url if self.postgres else "")
 
+    def revive(self) -> list[str]:
+        """Start again, on the same data and at the same place, what has died. Returns the names of those servers."""
+        revived = []
+        for server in (self.redis, self.postgres):
+            if server is not None and server.process.pid is None:
+                server.start()
+                revived.append(server.process.name)
+        return revived
+
     def stop(self) -> None:
         """Stop both and release the directory."""
         if self.postgres:
