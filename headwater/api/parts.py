@@ -5,9 +5,10 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Depends, Request, Response
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
-from headwater.api.problems import problems
+from headwater.api.problems import ApiProblem, problems
 from headwater.client import Headwater
 from headwater.settings import Settings
 
@@ -20,16 +21,28 @@ class _StrictRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """A route whose body is read by `_StrictRequest`."""
+    """A route whose body is read by `_StrictRequest`, and that knows all its query parameters: a misspelled filter
+    must not silently be none."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Wraps the handler's request."""
         handle = super().get_route_handler()
+        known = sorted(_query_names(self.dependant))
 
         async def strict(request: Request) -> Response:
+            if unknown := [name for name in request.query_params if name not in known]:
+                there_are = f"there are {', '.join(known)}" if known else "there are none"
+                where = {"where": f"query.{unknown[0][:80]}", "detail": "is not known here"}
+                raise ApiProblem(
+                    422, f"query parameter {unknown[0][:80]!r} is not known here: {there_are}", errors=[where]
+                )
             return await handle(_StrictRequest(request.scope, request.receive))
 
         return strict
+
+
+def _query_names(dependant: Dependant) -> set[str]:
+    return {field.alias for field in dependant.query_params}.union(*map(_query_names, dependant.dependencies))
 
 
 def router(tag: str) -> APIRouter:
