@@ -30,7 +30,8 @@ TENANT_MS = 10.0
 EVERYBODY_MS = 250.0
 """Aim for an administrator's question over all tenants."""
 
-# Tenants differ: the largest has a tenth of all attempts, the median one some thousands. One task in 16 fails.
+# Tenants differ: the largest has a tenth of all attempts, the median one some thousands. One task in 16 fails. An
+# agent's tier has a model, and a fallback that answers a tenth.
 _TASKS = f"""
 CREATE UNLOGGED TABLE bench_tasks AS
 SELECT n, 'tenant-' || floor({TENANTS} * power(abs(hashint4(n))::float8 / 2147483648, 3))::int AS tenant,
@@ -44,7 +45,8 @@ INSERT INTO ledger (tenant, event_id, ms, seq, at, agent, session, task, call, o
     cost_usd, cost_status, reported_cost_usd, duration_us, response_id, http_status, outcome)
 SELECT tenant, 'event-' || n || '.' || k, (extract(epoch FROM at) * 1000)::bigint, k, at, 'agent-' ||
     (dice / 7 + k / 2) % 8, 'session-' || n / 4, task, 'call-' || n || '.' || k / 2, k % 2, 1, 1, 'fast',
-    'openai/model-' || (dice + k) % 3, 'model', CASE WHEN (dice + k) % 50 = 0 THEN 'error' ELSE 'ok' END,
+    'openai/model-' || CASE dice % 10 WHEN 0 THEN 2 ELSE (dice / 7 + k / 2) % 2 END, 'model',
+    CASE WHEN (dice + k) % 50 = 0 THEN 'error' ELSE 'ok' END,
     300 + dice % 700, dice % 300, 0, 100 + dice % 200, 0,
     '{{"input_uncached":"0.00000015","output_text":"0.0000006"}}', repeat('a', 64),
     CASE WHEN (dice + k) % 50 = 0 THEN 0 ELSE 0.00000015 * (300 + dice % 700) + 0.0000006 * (100 + dice % 200) END,
@@ -70,9 +72,10 @@ _DIRECT = """
 SELECT agent, sum(cost_usd) FROM ledger WHERE tenant = $1 AND at >= now() - interval '30 days' GROUP BY 1
 """
 _CONSISTENT = """
-SELECT l = d AND l = t FROM (SELECT (count(*), sum(cost_usd)) AS l FROM ledger),
+SELECT l = d AND l = t AND l = x FROM (SELECT (count(*), sum(cost_usd)) AS l FROM ledger),
     (SELECT (sum(attempts)::bigint, sum(cost_usd)) AS d FROM ledger_daily),
-    (SELECT (sum(attempts)::bigint, sum(cost_usd)) AS t FROM ledger_tasks)
+    (SELECT (sum(attempts)::bigint, sum(cost_usd)) AS t FROM ledger_tasks),
+    (SELECT (sum(attempts)::bigint, sum(cost_usd)) AS x FROM ledger_dimensions WHERE dimension = 'outcome')
 """
 
 
@@ -86,10 +89,12 @@ async def run(world: World) -> list[Figure]:
         filled_s = time.perf_counter() - clock
         sizes = await pool.fetchrow(
             "SELECT (SELECT count(*) FROM ledger_daily) AS daily, (SELECT count(*) FROM ledger_tasks) AS tasks, "
+            "(SELECT count(*) FROM ledger_dimensions) AS single, "
             "pg_total_relation_size('ledger') AS ledger, pg_total_relation_size('ledger_daily') AS daily_bytes"
         )
         assert sizes is not None
-        note = f"by SQL in {filled_s:.0f} s; {sizes['daily']:,} sums by day, {sizes['tasks']:,} by task"
+        sums = f"{sizes['daily']:,} sums by day, {sizes['tasks']:,} by task, {sizes['single']:,} by one dimension"
+        note = f"by SQL in {filled_s:.0f} s; {sums}"
         figures = [
             Figure("ledger rows", rows, "rows", note=note),
             Figure("ledger on disk", sizes["ledger"] / 2**20, "MB", note="with its indexes"),
@@ -115,11 +120,18 @@ async def _fill(conn: Connection, tasks: int) -> None:
         f"SELECT tenant, at::date, agent, model, outcome, {_SUMS} FROM ledger GROUP BY 1, 2, 3, 4, 5",
         f"INSERT INTO ledger_tasks (tenant, session, task, day, agent, {', '.join(MEASURES)}) "
         f"SELECT tenant, session, task, at::date, agent, {_SUMS} FROM ledger GROUP BY 1, 2, 3, 4, 5",
+        f"INSERT INTO ledger_dimensions SELECT tenant, day, dimension, value, {', '.join(_summed())} "
+        "FROM ledger_daily, LATERAL (VALUES ('agent', agent), ('model', model), ('outcome', outcome)) AS one "
+        "(dimension, value) GROUP BY 1, 2, 3, 4",
     ):
         await conn.execute(statement, timeout=1800)
     await conn.execute(_EVENTS, min(tasks, 100_000), timeout=600)
     await conn.execute("RESET ALL")
-    await conn.execute("VACUUM ANALYZE ledger, ledger_daily, ledger_tasks, events", timeout=600)
+    await conn.execute("VACUUM ANALYZE ledger, ledger_daily, ledger_tasks, ledger_dimensions, events", timeout=600)
+
+
+def _summed() -> list[str]:
+    return [f"trim_scale(sum({name}))" if name == "cost_usd" else f"sum({name})" for name in MEASURES]
 
 
 async def _apply(pool: Pool) -> list[Figure]:

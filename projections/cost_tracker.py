@@ -12,7 +12,7 @@ from projections.db import Pool
 from projections.langfuse_costs import LangfuseCosts, Spent
 from schemas.errors import UnavailableError
 from schemas.ids import check_agent_id, check_tenant_id
-from schemas.money import plain
+from schemas.money import exact_sum, plain
 
 logger = structlog.get_logger(__name__)
 
@@ -52,7 +52,7 @@ class CostTracker:
                 agent: {"total_cost": s.cost_usd, "total_tokens": s.tokens, "invocation_count": s.attempts}
                 for agent, s in found.items()
             },
-            "total_cost": sum((s.cost_usd for s in found.values()), start=Decimal(0)),
+            "total_cost": exact_sum(s.cost_usd for s in found.values()),
             "source": used,
         }
 
@@ -70,7 +70,7 @@ class CostTracker:
             "agent_id": agent_id,
             "period_days": period_days,
             "tenants": {tenant: {"total_cost": s.cost_usd, "total_tokens": s.tokens} for tenant, s in found.items()},
-            "total_cost": sum((s.cost_usd for s in found.values()), start=Decimal(0)),
+            "total_cost": exact_sum(s.cost_usd for s in found.values()),
             "source": used,
         }
 
@@ -144,7 +144,7 @@ class ComparedLine:
     @property
     def difference_usd(self) -> Decimal:
         """Langfuse less the ledger."""
-        return self.langfuse.cost_usd - self.ledger.cost_usd
+        return exact_sum((self.langfuse.cost_usd, self.ledger.cost_usd.copy_negate()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,12 +157,12 @@ class Comparison:
     @property
     def ledger_usd(self) -> Decimal:
         """The ledger's total."""
-        return sum((line.ledger.cost_usd for line in self.lines), start=Decimal(0))
+        return exact_sum(line.ledger.cost_usd for line in self.lines)
 
     @property
     def langfuse_usd(self) -> Decimal:
         """Langfuse's total."""
-        return sum((line.langfuse.cost_usd for line in self.lines), start=Decimal(0))
+        return exact_sum(line.langfuse.cost_usd for line in self.lines)
 
     @property
     def deviation(self) -> Decimal:
@@ -170,7 +170,7 @@ class Comparison:
 
         Regardless of sign, so that too much here does not hide too little there. 1 if only Langfuse has costs.
         """
-        apart = sum((abs(line.difference_usd) for line in self.lines), start=Decimal(0))
+        apart = exact_sum(abs(line.difference_usd) for line in self.lines)
         if not self.ledger_usd:
             return Decimal(bool(apart))
         return apart / self.ledger_usd

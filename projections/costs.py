@@ -10,9 +10,9 @@ from decimal import Decimal
 from typing import Any, Literal, get_args
 
 from projections.db import Pool, database_errors, tenant_connection
-from projections.rollups import MEASURES
+from projections.rollups import DIMENSIONS, MEASURES
 from schemas.errors import InvalidInputError, NotFoundError
-from schemas.money import plain
+from schemas.money import exact_sum, plain
 
 CostKey = Literal["agent", "model", "session", "task", "day", "tenant", "outcome"]
 COST_KEYS: tuple[str, ...] = get_args(CostKey)
@@ -90,8 +90,8 @@ class CostRow:
 
 def total_of(key: str, rows: list[CostRow]) -> CostRow:
     """The sum of all rows."""
-    sums = {name: sum((getattr(row, name) for row in rows), start=0) for name in MEASURES}
-    return CostRow(key=key, **sums | {"cost_usd": Decimal(sums["cost_usd"])})
+    sums: dict[str, Any] = {name: sum(getattr(row, name) for row in rows) for name in MEASURES if name != "cost_usd"}
+    return CostRow(key=key, cost_usd=exact_sum(row.cost_usd for row in rows), **sums)
 
 
 def first_day(days: int, today: date | None = None) -> date:
@@ -122,20 +122,7 @@ async def costs(
     """
     if by not in COST_KEYS:
         raise InvalidInputError(f"costs cannot be grouped by {by!r}: choose from {', '.join(COST_KEYS)}")
-    key: str = {"day": "to_char(day, 'YYYY-MM-DD')"}.get(by, by)
-    if by in ("session", "task") and tenant_id is None:
-        key = f"tenant || '/' || {by}"
-    arguments: list[object] = [first_day(days, today)]
-    wheres = ["day >= $1"]
-    for column, value in (("tenant", tenant_id), ("agent", agent_id)):
-        if value is not None:
-            arguments.append(value)
-            wheres.append(f"{column} = ${len(arguments)}")
-    arguments.append(limit)
-    query = (
-        f"SELECT {key} AS key, {_SUMS} FROM {'ledger_tasks' if by in ('session', 'task') else 'ledger_daily'} "
-        f"WHERE {' AND '.join(wheres)} GROUP BY 1 ORDER BY cost_usd DESC, key LIMIT ${len(arguments)}"
-    )
+    query, arguments = _question(by, tenant_id, agent_id, first_day(days, today), limit)
     if tenant_id is not None:
         async with tenant_connection(pool, tenant_id) as conn:
             rows = await conn.fetch(query, *arguments)
@@ -143,6 +130,33 @@ async def costs(
         with database_errors():
             rows = await pool.fetch(query, *arguments)
     return [CostRow(**row) for row in rows]
+
+
+def _question(
+    by: str, tenant_id: str | None, agent_id: str | None, first: date, limit: int | None
+) -> tuple[str, list[object]]:
+    """The query over the smallest roll-up that has the answer, and its arguments."""
+    wheres: dict[str, object] = {} if tenant_id is None else {"tenant": tenant_id}
+    key = {"day": "to_char(day, 'YYYY-MM-DD')"}.get(by, by)
+    if by in ("session", "task"):
+        table = "ledger_tasks"
+        key = by if tenant_id is not None else f"tenant || '/' || {by}"
+        wheres |= {} if agent_id is None else {"agent": agent_id}
+    elif agent_id is not None and by in ("model", "outcome"):
+        table = "ledger_daily"
+        wheres |= {"agent": agent_id}
+    else:
+        table = "ledger_dimensions"
+        # Each dimension adds up to the whole; there are fewer models than agents and outcomes.
+        dimension = by if by in DIMENSIONS else "model"
+        wheres |= {"dimension": dimension} if agent_id is None else {"dimension": "agent", "value": agent_id}
+        key = "value" if by in DIMENSIONS else key
+    conditions = " AND ".join(f"{column} = ${n}" for n, column in enumerate(wheres, 3))
+    query = (
+        f"SELECT {key} AS key, {_SUMS} FROM {table} WHERE day >= $1{' AND ' * bool(wheres)}{conditions} "
+        "GROUP BY 1 ORDER BY cost_usd DESC, key LIMIT $2"
+    )
+    return query, [first, limit, *wheres.values()]
 
 
 @dataclass(frozen=True, slots=True)

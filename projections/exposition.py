@@ -20,6 +20,7 @@ from projections.metric_names import (
     OTHER,
     TENANT_LABEL,
 )
+from schemas.money import exact_sum
 
 # Tenants without a label of their own are summed in the database: there may be ten thousand of them.
 _ALL = """
@@ -78,7 +79,7 @@ def _shown(rows: Sequence[asyncpg.Record], known: set[tuple[str, str]]) -> list[
             for name, value in zip(metric.labels, orjson.loads(row["labels"]), strict=True)
         )
         key = (row["metric"], labels)
-        sums[key] = sums.get(key, Decimal(0)) + row["value"]
+        sums[key] = exact_sum((sums.get(key, 0), row["value"]))
     return [Sample(sample, labels, value) for (sample, labels), value in sorted(sums.items())]
 
 

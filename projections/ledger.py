@@ -15,6 +15,7 @@ from projections.archive import clean
 from projections.db import Connection
 from projections.outcomes import READS, Subject, find_verdicts, outcome_of, take_verdicts
 from projections.projection import Recorded, columns
+from projections.rollups import TABLES as ROLL_UPS
 from projections.rollups import Change, roll_up
 from schemas.bodies import LlmAttempted
 from schemas.money import TokenCounts
@@ -39,14 +40,14 @@ WHERE l.tenant = new.tenant AND l.event_id = new.id
 
 
 class Ledger:
-    """Table `ledger` and its roll-ups `ledger_daily` and `ledger_tasks`.
+    """Table `ledger` and its roll-ups.
 
     `cost_usd` is computed from tokens and rates; what the provider reported stands beside it. `verdicts` and
     `open_handoffs` are what the outcomes of later attempts depend on.
     """
 
     name = "ledger"
-    tables: tuple[str, ...] = ("ledger", "ledger_daily", "ledger_tasks", "verdicts", "open_handoffs")
+    tables: tuple[str, ...] = ("ledger", *ROLL_UPS, "verdicts", "open_handoffs")
     event_types: frozenset[str] | None = frozenset({LlmAttempted.type}) | READS
 
     async def apply(self, conn: Connection, batch: Sequence[Recorded]) -> None:
@@ -89,16 +90,21 @@ def _subjects(row: dict[str, Any]) -> tuple[Subject, Subject]:
 
 
 def _change(row: dict[str, Any], outcome: str, sign: int = 1) -> Change:
-    day = row["at"].astimezone(UTC).date()
+    cost_usd = row["cost_usd"] or Decimal(0)
     return Change(
-        daily=(row["tenant"], day, row["agent"], row["model"], outcome),
-        task=(row["tenant"], row["session"], row["task"], day, row["agent"]),
+        tenant=row["tenant"],
+        day=row["at"].astimezone(UTC).date(),
+        agent=row["agent"],
+        model=row["model"],
+        outcome=outcome,
+        session=row["session"],
+        task=row["task"],
         measures=(
             sign,
             sign * (row["status"] != "ok"),
             sign * (row["cost_status"] == "unpriced"),
             sign * (row["cost_status"] == "unknown"),
-            sign * (row["cost_usd"] or Decimal(0)),
+            cost_usd if sign > 0 else cost_usd.copy_negate(),
             sign * row["input_uncached"],
             sign * row["cache_read"],
             sign * row["cache_write"],

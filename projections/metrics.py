@@ -27,6 +27,7 @@ from schemas.bodies import (
     TaskFailed,
     TaskRouted,
 )
+from schemas.money import exact_sum
 
 Key = tuple[str, str, str]
 """(tenant, sample, label values as JSON). The tenant's own label is left empty: it is the row's tenant."""
@@ -85,7 +86,8 @@ class Metrics:
             labels.update(_labels(event.body))
             for sample, values, value in samples(event.body, (event.tenant_id, event.task_id) in decomposed):
                 key = (event.tenant_id, sample, orjson.dumps(values).decode())
-                sums[key] = sums.get(key, 0) + value
+                found = sums.get(key, 0)
+                sums[key] = found + value if isinstance(value, int) else exact_sum((found, value))
         rows = [(*key, Decimal(value)) for key, value in sorted(sums.items())]
         await conn.execute(_UPSERT, *columns(rows, 4))
         await conn.execute(_NEW_TENANTS, sorted({entry.event.tenant_id for entry in batch}))

@@ -1,6 +1,11 @@
-"""Roll-ups of the ledger: sums by day, and by task, that answer over millions of attempts in milliseconds."""
+"""Roll-ups of the ledger: sums that answer over millions of attempts in milliseconds.
 
-from collections.abc import Iterable, Sequence
+`ledger_daily` has them by tenant, day, agent, model and outcome; `ledger_tasks` by tenant, session, task, day and
+agent; `ledger_dimensions` by tenant, day and one of agent, model and outcome, which is a tenth of the rows and answers
+most questions. Every row is of one tenant, so that transactions over different tenants never wait for each other.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
@@ -8,47 +13,66 @@ from functools import cache
 
 from projections.db import Connection
 from projections.projection import columns
+from schemas.money import exact_sum
 
 MEASURES = (
     *("attempts", "failed", "unpriced", "unknown", "cost_usd"),
     *("input_uncached", "cache_read", "cache_write", "output_text", "output_reasoning"),
 )
 """What is summed. `failed` counts attempts that were not answered; `unpriced` and `unknown` are not in `cost_usd`."""
+_COST = MEASURES.index("cost_usd")
 Measures = tuple[Decimal | int, ...]
+_Key = tuple[object, ...]
 
 _TYPES = {"day": "date", "cost_usd": "numeric"} | {name: "bigint" for name in MEASURES if name != "cost_usd"}
 _KEYS = {
     "ledger_daily": ("tenant", "day", "agent", "model", "outcome"),
     "ledger_tasks": ("tenant", "session", "task", "day", "agent"),
+    "ledger_dimensions": ("tenant", "day", "dimension", "value"),
 }
+TABLES = tuple(_KEYS)
+DIMENSIONS = ("agent", "model", "outcome")
+"""What `ledger_dimensions` can be asked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
     """One attempt's share in the roll-ups, negative where it is taken away."""
 
-    daily: tuple[str, date, str, str, str]
-    """(tenant, day, agent, model, outcome)"""
-    task: tuple[str, str, str, date, str]
-    """(tenant, session, task, day, agent)"""
+    tenant: str
+    day: date
+    agent: str
+    model: str
+    outcome: str
+    session: str
+    task: str
     measures: Measures
+
+    def groups(self) -> Iterator[tuple[str, _Key]]:
+        """(table, key) of every sum that it is part of."""
+        yield "ledger_daily", (self.tenant, self.day, self.agent, self.model, self.outcome)
+        yield "ledger_tasks", (self.tenant, self.session, self.task, self.day, self.agent)
+        yield "ledger_dimensions", (self.tenant, self.day, "agent", self.agent)
+        yield "ledger_dimensions", (self.tenant, self.day, "model", self.model)
+        yield "ledger_dimensions", (self.tenant, self.day, "outcome", self.outcome)
 
 
 async def roll_up(conn: Connection, changes: Iterable[Change]) -> None:
-    """Add changes to both roll-ups. A group that nothing is left of is gone, as if it had never been."""
-    daily: dict[tuple[object, ...], list[Decimal | int]] = {}
-    tasks: dict[tuple[object, ...], list[Decimal | int]] = {}
+    """Add changes to all roll-ups. A group that nothing is left of is gone, as if it had never been."""
+    sums: dict[str, dict[_Key, list[Decimal | int]]] = {table: {} for table in TABLES}
     for change in changes:
-        for sums, key in ((daily, change.daily), (tasks, change.task)):
-            found = sums.setdefault(key, [0] * len(MEASURES))
+        for table, key in change.groups():
+            found = sums[table].get(key)
+            if found is None:
+                sums[table][key] = list(change.measures)
+                continue
             for index, value in enumerate(change.measures):
-                found[index] += value
-    for table, sums in (("ledger_daily", daily), ("ledger_tasks", tasks)):
-        rows = [(*key, *values) for key, values in sorted(sums.items()) if any(values)]
-        if not rows:
-            continue
-        await conn.execute(_add(table), *columns(rows, len(_KEYS[table]) + len(MEASURES)))
-        if taken := [key for key, values in sorted(sums.items()) if values[0] < 0]:
+                found[index] = exact_sum((found[index], value)) if index == _COST else found[index] + value
+    for table, found_in in sums.items():
+        rows = [(*key, *values) for key, values in sorted(found_in.items()) if any(values)]
+        if rows:
+            await conn.execute(_add(table), *columns(rows, len(_KEYS[table]) + len(MEASURES)))
+        if taken := [key for key, values in sorted(found_in.items()) if values[0] < 0]:
             await conn.execute(_drop_empty(table), *columns(taken, len(_KEYS[table])))
 
 

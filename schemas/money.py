@@ -5,6 +5,7 @@ Users' bills went wrong elsewhere by counting cached tokens twice and by pricing
 sum is plain (count x rate per class) and a model without rates is `unpriced`, never free.
 """
 
+from collections.abc import Iterable
 from decimal import Context, Decimal, Inexact
 from typing import Annotated, Any, Literal
 
@@ -99,6 +100,14 @@ class Rates(BaseModel):
             if count:
                 total = _EXACT.add(total, _EXACT.multiply(rate, count))
         return total
+
+
+def exact_sum(values: Iterable[Decimal | int]) -> Decimal:
+    """The sum to the last digit. Python's own `+` and `-` round a decimal to 28 digits, the sign's change included."""
+    total = Decimal(0)
+    for value in values:
+        total = _EXACT.add(total, value)
+    return total
 
 
 def plain(value: Decimal) -> str:

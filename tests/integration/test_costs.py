@@ -4,15 +4,17 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from typing import Any, get_args
 
 import pytest
 
 from projections.costs import CostKey, costs, decision_costs, ledger_totals, total_of
 from projections.db import Pool, tenant_connection
+from projections.exposition import snapshot
 from projections.outcomes import OUTCOMES
 from projections.rebuild import rebuild, rebuild_outdated
+from projections.rollups import TABLES
 from projections.runner import Runner
 from schemas.bodies import (
     AgentCancelled,
@@ -246,11 +248,28 @@ async def test_every_grouping_equals_the_sum_over_the_ledgers_rows(pool: Pool, r
             assert few == rows[:1]
 
 
+async def test_no_digit_is_lost_however_many_there_are(pool: Pool, runner: Runner) -> None:
+    book, cost = Logbook("acme"), "12345678901234567890.1234567890123456789012345678901234567891"
+    for n in range(3):
+        book.attempt(task="t-1", call=f"c-{n}", cost_usd=cost)
+    book.add(failed_run("c-1"), task="t-1", source="writer")
+    await apply_in_cuts(runner, [book], [2, 3])
+    with localcontext(prec=100):
+        once, twice, thrice = (n * Decimal(cost) for n in (1, 2, 3))
+    rows = await costs(pool, by="outcome", tenant_id="acme", today=TODAY)
+    assert {row.key: row.cost_usd for row in rows} == {"useful": twice, "failed_run": once}
+    assert total_of("", rows).cost_usd == thrice
+    for by in get_args(CostKey):
+        assert total_of("", await costs(pool, by=by, today=TODAY)).cost_usd == thrice, by
+    (spent,) = [s.value for s in await snapshot(pool, tenant_labels=1) if s.sample == "llm_cost_usd_total"]
+    assert spent == thrice
+
+
 async def test_a_tenants_connection_sees_no_other_tenants_roll_ups(pool: Pool, runner: Runner) -> None:
     books = [ledger_of_everything(tenant)[0] for tenant in ("acme", "other")]
     await apply_in_cuts(runner, books, [1, 9])
     async with tenant_connection(pool, "acme") as conn:
-        for table in ("ledger", "ledger_daily", "ledger_tasks", "verdicts"):
+        for table in ("ledger", *TABLES, "verdicts"):
             rows = await conn.fetch(f"SELECT DISTINCT tenant FROM {table}")
             assert [row["tenant"] for row in rows] == ["acme"], table
 
@@ -287,7 +306,7 @@ async def test_rows_of_an_older_version_are_rebuilt_once(pool: Pool, runner: Run
     book, _ = ledger_of_everything("acme")
     await apply_in_cuts(runner, [book], [])
     digest = await digest_of(pool, "ledger")
-    await pool.execute("TRUNCATE ledger_daily, ledger_tasks")
+    await pool.execute("TRUNCATE ledger_daily, ledger_tasks, ledger_dimensions")
     await pool.execute("UPDATE ledger SET outcome = 'useful'")
     await pool.execute("INSERT INTO outdated_projections VALUES ('ledger')")
     assert await rebuild_outdated(pool) == ["ledger"]
