@@ -78,6 +78,12 @@ METRICS = {
             "llm_cost_usd_total", "counter", ("model", "tenant_id", "agent_id"), "US dollars computed from tokens."
         ),
         MetricName(
+            "parked_entries",
+            "gauge",
+            ("tenant_id",),
+            "Dead letters: entries and calls that were given up, and neither redriven nor dropped yet.",
+        ),
+        MetricName(
             "llm_unpriced_attempts_total",
             "counter",
             ("model", "tenant_id", "cost_status"),

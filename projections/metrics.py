@@ -18,6 +18,9 @@ from schemas.bodies import (
     AgentFailed,
     ContextCompiled,
     EventBody,
+    EventDropped,
+    EventParked,
+    EventRedriven,
     HandoffAccepted,
     HandoffRejected,
     LlmAttempted,
@@ -68,6 +71,9 @@ class Metrics:
             *_AGENT_ENDS,
             *_TASK_ENDS,
             ContextCompiled.type,
+            EventDropped.type,
+            EventParked.type,
+            EventRedriven.type,
             HandoffAccepted.type,
             HandoffRejected.type,
             LlmAttempted.type,
@@ -141,6 +147,10 @@ def samples(body: EventBody, decomposed: bool) -> Iterator[tuple[str, tuple[str,
             yield from _observe("context_compilation_duration_seconds", body.duration_us, TENANT, body.tier)
         case LlmAttempted():
             yield from _attempt(body)
+        case EventParked():
+            yield "parked_entries", (TENANT,), 1
+        case EventRedriven() | EventDropped():
+            yield "parked_entries", (TENANT,), -1
 
 
 def _result(body: HandoffAccepted | HandoffRejected) -> str:

@@ -19,6 +19,9 @@ from schemas.bodies import (
     AgentCompleted,
     AgentFailed,
     ContextCompiled,
+    EventDropped,
+    EventParked,
+    EventRedriven,
     HandoffAccepted,
     HandoffRejected,
     Subtask,
@@ -104,6 +107,11 @@ def log_of_everything(tenant: str) -> Logbook:
     book.attempt(task="t-1", call="c-1", status="unknown", cost_usd=None, cost_status="unknown", tokens=None)
     routed = TaskRouted(agent_id="checker", call_id="c", routed_by="rules", confidence=1, reasoning="")
     book.add(routed, task="t-1")
+    origin: dict[str, Any] = {"reader": "decider", "position": "1-0", "event_id": "e", "event_type": "task.submitted"}
+    for _ in range(4):
+        book.add(EventParked(attempts=4, error="no", **origin), task="t-7")
+    book.add(EventRedriven(parked_id="1-0", **origin), task="t-7")
+    book.add(EventDropped(parked_id="2-0", error="no", **origin), task="t-7")
     return book
 
 
@@ -148,6 +156,7 @@ async def test_every_name_has_its_labels_and_values(pool: Pool, runner: Runner) 
     assert acme("llm_cost_usd_total", agent_id="writer", model="openai/small") == float(RATE * 100)
     counts = {s: acme("llm_unpriced_attempts_total", cost_status=s) for s in ("unpriced", "unknown", "priced")}
     assert counts == {"unpriced": 1, "unknown": 2, "priced": 0}
+    assert acme("parked_entries") == 2, "four were parked, one was redriven and one dropped"
 
 
 async def test_histograms_are_cumulative_and_end_in_the_count(pool: Pool, runner: Runner) -> None:
