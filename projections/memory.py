@@ -59,7 +59,7 @@ class Memories:
         pgvector = await find_pgvector(conn)
         if pgvector is not None:
             for dimensions in sorted({entry.event.body.dimensions for entry in batch}):  # type: ignore[attr-defined]
-                await _ensure_index(conn, pgvector, dimensions)
+                await ensure_index(conn, pgvector, dimensions)
             columns.append("embedding")
             values.append(f"${len(values) + 1}::text::{pgvector.schema}.vector")
             vectors = [await _vector(conn, entry) for entry in batch]
@@ -80,7 +80,8 @@ async def find_pgvector(conn: Connection) -> Pgvector | None:
     return None if schema is None else Pgvector(schema)
 
 
-async def _ensure_index(conn: Connection, pgvector: Pgvector, dimensions: int) -> None:
+async def ensure_index(conn: Connection, pgvector: Pgvector, dimensions: int) -> None:
+    """Create the index for vectors of this length, unless it is there or they are too long for one."""
     kind = pgvector.indexed_type(dimensions)
     name = f"memories_hnsw_{dimensions}"
     if kind is None or await conn.fetchval("SELECT to_regclass($1) IS NOT NULL", name):

@@ -123,11 +123,15 @@ def index_query(pgvector: Pgvector, mine: str, kind: str) -> str:
 async def _compare_all(
     conn: Connection, pgvector: Pgvector, mine: str, arguments: tuple[Any, ...]
 ) -> list[asyncpg.Record]:
-    distance = f"embedding {pgvector.distance} $4::text::{pgvector.schema}.vector"
+    # The distances are made in a step of their own, so that the planner cannot take the index of everybody's; and the
+    # query's vector is read from its text once, not once a row.
     return await conn.fetch(
-        # Materialized, so that the planner cannot take the index of everybody's.
-        f"WITH mine AS MATERIALIZED (SELECT {_SHOWN}, embedding FROM memories WHERE {mine} AND embedding IS NOT NULL) "
-        f"SELECT {_SHOWN}, 1 - ({distance}) AS score FROM mine ORDER BY {distance}, event_id LIMIT $5",
+        f"WITH asked AS MATERIALIZED (SELECT $4::text::{pgvector.schema}.vector AS v), "
+        f"mine AS MATERIALIZED (SELECT event_id, embedding {pgvector.distance} (SELECT v FROM asked) AS distance "
+        f"FROM memories WHERE {mine} AND embedding IS NOT NULL), "
+        "near AS (SELECT event_id, distance FROM mine ORDER BY distance, event_id LIMIT $5) "
+        f"SELECT {_SHOWN}, 1 - distance AS score FROM near JOIN memories USING (event_id) WHERE tenant = $1 "
+        "ORDER BY distance, event_id",
         *arguments,
     )
 
