@@ -6,10 +6,11 @@ from typing import Any
 import orjson
 
 from projections.db import Pool
-from projections.history import SeenEntry, archived, belongs
+from projections.history import SeenEntry, archived, archived_end, archived_to, belongs
 from projections.projection import Position, format_position, parse_position
+from projections.queries import blob
 from schemas.errors import InvalidInputError, UnreadableEventError
-from schemas.event import entry_fields
+from schemas.event import AgentEvent, decode, entry_fields
 from streams.log import Log, read_event
 
 SCAN_ENTRIES = 2000
@@ -50,14 +51,21 @@ class History:
             oldest = await self._log.oldest(tenant_id)
             if oldest is not None and parse_position(oldest) <= after:
                 return page
-        old = await archived(self._pool, tenant_id, after=after, limit=limit, session_id=session_id, task_id=task_id)
-        if old.full:
-            return Page(old.entries, old.archived_to, more=True)
-        start = max(after, old.archived_to)
-        if len(old.entries) >= limit:
-            return Page(old.entries, start, more=True)
-        new = await self._from_stream(tenant_id, start, limit - len(old.entries), session_id, task_id)
-        return Page(old.entries + new.entries, new.last, new.more)
+        while True:
+            old = await archived(
+                self._pool, tenant_id, after=after, limit=limit, session_id=session_id, task_id=task_id
+            )
+            if old.full:
+                return Page(old.entries, old.archived_to, more=True)
+            start = max(after, old.archived_to)
+            if len(old.entries) >= limit:
+                return Page(old.entries, start, more=True)
+            new = await self._from_stream(tenant_id, start, limit - len(old.entries), session_id, task_id)
+            oldest = await self._log.oldest(tenant_id)
+            trimmed = oldest is None or parse_position(oldest) > start
+            if not trimmed or await archived_to(self._pool, tenant_id) <= start:
+                return Page(old.entries + new.entries, new.last, new.more)
+            # What stood between the two when the archive was read may have been archived and trimmed since.
 
     async def end(self, tenant_id: str) -> Position:
         """The position of the newest entry."""
@@ -83,6 +91,22 @@ class History:
             if len(found) == limit:
                 return Page(found, after, more=True)
         return Page(found, after, more=len(raw) == scan)
+
+
+class TaskArchive:
+    """What `Outcomes` looks up when it is not in the stream any more."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def end_of(self, tenant_id: str, task_id: str) -> AgentEvent | None:
+        """The event that ended a task, if it is archived."""
+        found = await archived_end(self._pool, tenant_id, task_id)
+        return None if found is None else decode(tenant_id, format_position(found.position), found.fields)
+
+    async def blob(self, tenant_id: str, sha256: str) -> bytes | None:
+        """A content, if it is archived."""
+        return await blob(self._pool, tenant_id, sha256)
 
 
 def check_position(text: str, name: str) -> Position:

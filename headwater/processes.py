@@ -12,6 +12,7 @@ from headwater.runtime import add_decider, add_projector, add_runner, make_broke
 from headwater.settings import Settings
 from headwater.teams import load_team
 from headwater.tracing import exporting, init_langfuse
+from headwater.trimming import trimming
 from projections.db import connect, migrate
 from projections.memory_search import prepare_memory
 from projections.rebuild import rebuild_outdated
@@ -62,7 +63,7 @@ async def run_projector(settings: Settings, endpoints: Endpoints) -> None:
         await rebuild_outdated(pool)
         broker = make_broker(endpoints.redis_url, streams)
         add_projector(broker, streams, Runner(pool, streams.log), settings)
-        async with exporting(settings, pool):
+        async with exporting(settings, pool), trimming(settings, streams, pool):
             logger.info("projector_started")
             await _run_until_stopped(broker)
     finally:

@@ -78,6 +78,12 @@ class Settings(BaseSettings):
     lease_ms: int = Field(
         default=10_000, ge=100, description="How long a worker may be silent before its work is redone."
     )
+    retention_hours: float = Field(
+        default=0.0,
+        ge=0,
+        description="Hours that the projector leaves archived events in Redis; 0 leaves them for ever. Until they are "
+        "trimmed, a lost PostgreSQL can be made again from Redis alone.",
+    )
     retry_delays_s: Delays = Field(
         default=(1.0, 4.0, 16.0),
         description="Seconds before an event that could not be handled is tried again, comma-separated; then it is "

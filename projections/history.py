@@ -6,6 +6,7 @@ import orjson
 
 from projections.db import Pool, tenant_connection
 from projections.projection import START, Position
+from schemas.bodies import TERMINAL
 from schemas.event import FIELDS
 
 
@@ -76,6 +77,27 @@ async def archived(
         entries = [entry for entry in entries if entry.position <= end]
     entries.sort(key=lambda entry: entry.position)
     return ArchivePage(entries, end if full else archived_to, full)
+
+
+async def archived_to(pool: Pool, tenant_id: str) -> Position:
+    """How far the archive of a tenant reaches."""
+    async with tenant_connection(pool, tenant_id) as conn:
+        row = await conn.fetchrow(
+            "SELECT ms, seq FROM positions WHERE tenant = $1 AND projection = 'archive'", tenant_id
+        )
+    return START if row is None else (row["ms"], row["seq"])
+
+
+async def archived_end(pool: Pool, tenant_id: str, task_id: str) -> SeenEntry | None:
+    """The archived entry that ended a task, or None."""
+    async with tenant_connection(pool, tenant_id) as conn:
+        row = await conn.fetchrow(
+            "SELECT * FROM events WHERE tenant = $1 AND task = $2 AND type = ANY($3) ORDER BY ms, seq LIMIT 1",
+            tenant_id,
+            task_id,
+            sorted(TERMINAL),
+        )
+    return None if row is None else SeenEntry((row["ms"], row["seq"]), {name: row[name] for name in FIELDS})
 
 
 def belongs(fields: dict[str, str], session_id: str | None, task_id: str | None) -> bool:

@@ -318,6 +318,23 @@ class Functions(FunctionCalls):
         item = {"tenant": tenant_id, "id": parked_id, "how": how, "facts": [fact], "blobs": list(blobs.items())}
         return bool(await self._call("resolve", self.keys.shard_of(tenant_id), item) == 1)
 
+    async def trim(
+        self, tenant_id: str, *, upto: str, max_entries: int = 5_000, max_blobs: int = 1_000
+    ) -> tuple[int, str, list[str]]:
+        """Remove the oldest entries before position `upto` that no reader, deferred entry or open call needs.
+
+        For who knows that they are archived. Returns how many were removed (0: there are no more), the position before
+        which entries may be removed, and hashes of contents that no entry since then has brought along.
+        """
+        item = {"tenant": tenant_id, "upto": upto, "max": max_entries, "max_blobs": max_blobs}
+        removed, bound, unused = await self._call("trim", self.keys.shard_of(tenant_id), item)
+        return removed, bound, unused
+
+    async def forget(self, tenant_id: str, hashes: Sequence[str], *, bound: str) -> int:
+        """Remove contents, unless an entry since `bound` has brought them along. Returns how many there were."""
+        item = {"tenant": tenant_id, "bound": bound, "hashes": hashes}
+        return int(await self._call("forget", self.keys.shard_of(tenant_id), item))
+
     @staticmethod
     def _token(delivery: Delivery) -> dict[str, Any]:
         return {"tenant": delivery.tenant_id, "call": delivery.call_id, "worker": delivery.worker,

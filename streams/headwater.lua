@@ -30,13 +30,15 @@
 --   S:T:deferred         hash  task -> "attempts position position …": entries that the decider could not handle yet,
 --                              and those of the same task behind them, oldest first
 --   S:T:due              zset  task -> ms at which its deferred entries are tried again. One without waits for a person
+--   S:T:steps            zset  call -> ms of its first recorded step, while the call is open
+--   S:T:blobs            zset  sha256 -> ms at which a fact last brought that content along
 --   S:T:parked           stream of dead letters: entries that were given up, and calls that killed their workers
 --   S:T:done             channel on which the end of a task is announced: "task position"
 -- Keys of the prefix hw:{agents}, A:
 --   A:workers:<agent>    zset  worker -> ms at which its loan of slots ends unless it renews it
 --   A:slots:<agent>      hash  worker -> number of slots, each the right to run that agent once at a time
 
-local VERSION = 5
+local VERSION = 6
 local LOG_READERS = {'decider', 'projector'}
 local MAX_DUE = 32  -- how many tasks are tried again in one batch
 local RANK = 2 ^ 44  -- a rank's share of a queue score: above it the priority, below it the turn
@@ -55,8 +57,9 @@ local function need(kind, key) redis.call(SIZE[kind], key) end
 
 -- What `write_facts` and waking the log's readers need.
 local FACT_SIZE = 11
-local function need_log(S, tenant, facts)
+local function need_log(S, tenant, facts, blobs)
   need('stream', S .. ':' .. tenant .. ':log')
+  if blobs and #blobs > 0 then need('zset', S .. ':' .. tenant .. ':blobs') end
   for _, f in ipairs(facts or {}) do
     if #f ~= FACT_SIZE then error('a fact has ' .. FACT_SIZE .. ' values, not ' .. #f, 0) end
   end
@@ -85,8 +88,12 @@ local function write_facts(S, tenant, facts, blobs)
     positions[i] = redis.call('XADD', log, '*', 'id', f[1], 'type', f[2], 'v', f[3], 'session', f[4], 'task', f[5],
       'priority', f[6], 'source', f[7], 'chain', f[8], 'parent', f[9], 'at', f[10], 'body', f[11])
   end
-  for _, blob in ipairs(blobs or {}) do
-    redis.call('SET', S .. ':' .. tenant .. ':blob:' .. blob[1], blob[2], 'NX')
+  if blobs and #blobs > 0 then
+    local ms = string.match(positions[#positions] or '0-0', '^%d+')
+    for _, blob in ipairs(blobs) do
+      redis.call('SET', S .. ':' .. tenant .. ':blob:' .. blob[1], blob[2], 'NX')
+      redis.call('ZADD', S .. ':' .. tenant .. ':blobs', ms, blob[1])
+    end
   end
   return positions
 end
@@ -143,7 +150,7 @@ local function append(S, item)
     local position, fingerprint, task = string.match(seen, '^(%S+) (%S+) (.*)$')
     return {fingerprint == item.fingerprint and 'duplicate' or 'conflict', position, task}
   end
-  need_log(S, item.tenant, {item.fact})
+  need_log(S, item.tenant, {item.fact}, item.blobs)
   local position = write_facts(S, item.tenant, {item.fact}, item.blobs)[1]
   redis.call('SET', dedup, position .. ' ' .. item.fingerprint .. ' ' .. item.task, 'PX', item.ttl_ms)
   local now = now_ms()
@@ -296,7 +303,7 @@ local function defers(item) return #(item.tried or {}) + #(item.retries or {}) +
 
 local function need_commit(S, item)
   local prefix = S .. ':' .. item.tenant
-  need_log(S, item.tenant, item.facts)
+  need_log(S, item.tenant, item.facts, item.blobs)
   if #(item.states or {}) + #(item.ended or {}) > 0 then need('hash', prefix .. ':state') end
   if #(item.calls or {}) > 0 then
     need('list', S .. ':bell:worker')
@@ -466,9 +473,11 @@ local function record(S, item)
   local call = S .. ':' .. item.tenant .. ':call:' .. item.call
   local position = redis.call('HGET', call, 's' .. item.key)
   if not position then
-    need_log(S, item.tenant, item.facts)
+    need_log(S, item.tenant, item.facts, item.blobs)
+    need('zset', S .. ':' .. item.tenant .. ':steps')
     local positions = write_facts(S, item.tenant, item.facts, item.blobs)
     position = positions[#positions]
+    redis.call('ZADD', S .. ':' .. item.tenant .. ':steps', 'NX', string.match(position, '^%d+'), item.call)
     redis.call('HSET', call, 's' .. item.key, position)
     wake(S, 'projector', item.tenant, now)
   end
@@ -494,8 +503,9 @@ end
 local function settle(S, item)
   local now = now_ms()
   if not holds(S, item, now) then return {'stale'} end
-  need_log(S, item.tenant, item.facts)
+  need_log(S, item.tenant, item.facts, item.blobs)
   need_parked(S, item.tenant, item.parked)
+  redis.call('ZREM', S .. ':' .. item.tenant .. ':steps', item.call)
   park(S, item.tenant, item.parked)
   write_facts(S, item.tenant, item.facts, item.blobs)
   redis.call('DEL', S .. ':' .. item.tenant .. ':call:' .. item.call)
@@ -572,7 +582,7 @@ local function resolve(S, item)
   if not entry then return {'gone'} end
   local fields = {}
   for i = #entry[2] - 1, 1, -2 do fields[entry[2][i]] = entry[2][i + 1] end
-  need_log(S, item.tenant, item.facts)
+  need_log(S, item.tenant, item.facts, item.blobs)
   need('hash', prefix .. ':deferred')
   need('zset', prefix .. ':due')
   need('zset', S .. ':due')
@@ -588,6 +598,63 @@ local function resolve(S, item)
   write_facts(S, item.tenant, item.facts, item.blobs)
   for _, reader in ipairs(LOG_READERS) do wake(S, reader, item.tenant, now) end
   return 1
+end
+
+-- Is position a before position b? Their parts are compared as numbers of up to 20 digits, which Lua's are too small for.
+local function before(a, b)
+  local a_ms, a_seq = string.match(a, '^(%d+)-(%d+)$')
+  local b_ms, b_seq = string.match(b, '^(%d+)-(%d+)$')
+  if a_ms ~= b_ms then
+    if #a_ms ~= #b_ms then return #a_ms < #b_ms end
+    return a_ms < b_ms
+  end
+  if #a_seq ~= #b_seq then return #a_seq < #b_seq end
+  return a_seq < b_seq
+end
+
+-- trim: removes the oldest entries of a tenant's log, before position `upto`, that nothing here needs any more: every
+-- reader has read them, and no deferred entry or open call refers to them. The caller knows that they are archived.
+--   item   {tenant, upto, max: about how many entries at once, max_blobs}
+--   reply  {number removed, position before which entries may be removed, {sha256, …}: contents not brought since then}
+local function trim(S, item)
+  local prefix = S .. ':' .. item.tenant
+  local bound = item.upto
+  local function keep(position) if before(position, bound) then bound = position end end
+  for _, reader in ipairs(LOG_READERS) do
+    -- The entry at a reader's position itself stays, which costs nothing.
+    keep(redis.call('HGET', prefix .. ':readers', reader) or '0-0')
+  end
+  for _, value in ipairs(redis.call('HVALS', prefix .. ':deferred')) do
+    for position in string.gmatch(value, '%d+%-%d+') do keep(position) end
+  end
+  local steps = redis.call('ZRANGE', prefix .. ':steps', 0, 0, 'WITHSCORES')
+  if steps[2] then keep(string.format('%.0f-0', tonumber(steps[2]))) end
+  local log = prefix .. ':log'
+  need('stream', log)
+  local removed = redis.call('XTRIM', log, 'MINID', '~', bound, 'LIMIT', item.max)
+  -- What is left is less than a node of the stream.
+  if removed == 0 then removed = redis.call('XTRIM', log, 'MINID', '=', bound) end
+  local unused = redis.call('ZRANGE', prefix .. ':blobs', '-inf', '(' .. string.match(bound, '^%d+'), 'BYSCORE',
+    'LIMIT', 0, item.max_blobs)
+  return {removed, bound, unused}
+end
+
+-- forget: removes contents that no fact has brought along since `bound`. The caller knows that they are archived and that
+-- no entry that is left refers to them.
+--   item   {tenant, bound, hashes}
+--   reply  number removed
+local function forget(S, item)
+  local prefix = S .. ':' .. item.tenant
+  local ms = tonumber(string.match(item.bound, '^%d+'))
+  local removed = 0
+  for _, sha in ipairs(item.hashes) do
+    local used = redis.call('ZSCORE', prefix .. ':blobs', sha)
+    if used and tonumber(used) < ms then
+      redis.call('ZREM', prefix .. ':blobs', sha)
+      removed = removed + redis.call('DEL', prefix .. ':blob:' .. sha)
+    end
+  end
+  return removed
 end
 
 local function register(name, handle)
@@ -615,6 +682,8 @@ register('settle', settle)
 register('reclaim', reclaim)
 register('slots', slots)
 register('resolve', resolve)
+register('trim', trim)
+register('forget', forget)
 redis.register_function{
   function_name = 'hw_version',
   callback = function() return VERSION end,

@@ -1,5 +1,6 @@
-"""Commands for operators: rebuild and digest."""
+"""Commands for operators: rebuild, digest and trim."""
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -8,15 +9,18 @@ from rich.table import Table
 
 from headwater.cli.common import DataOption, JsonOption, connected, err, out, print_json, read_settings
 from headwater.client import Headwater
+from headwater.trimming import Trimmed, trim_logs
 from projections.rebuild import ProjectionDigest, digests, rebuildable
 from projections.rebuild import rebuild as rebuild_projections
 from schemas.errors import InvalidInputError
+from schemas.ids import check_tenant_id
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     app.command("rebuild")(rebuild)
     app.command("digest")(digest)
+    app.command("trim")(trim)
 
 
 def rebuild(
@@ -48,6 +52,38 @@ def rebuild(
 def digest(data: DataOption = None, json_: JsonOption = False) -> None:
     """Print a digest of every read model at its position: equal digests at equal positions mean equal rows."""
     _show(connected(read_settings(data=data), lambda hw: digests(hw.pool)), json_)
+
+
+def trim(
+    older_than: Annotated[
+        float | None,
+        typer.Option(metavar="HOURS", min=0, help="Leave what is younger. [default: HEADWATER_RETENTION_HOURS]"),
+    ] = None,
+    tenant: Annotated[str | None, typer.Option("--tenant", "-t", help="Only this tenant.")] = None,
+    data: DataOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Remove old events from Redis that are archived in PostgreSQL and that nothing waits for. Reading stays the same.
+
+    What belongs to an open task stays, and what some reader has not read.
+    """
+    settings = read_settings(data=data, retention_hours=older_than)
+    if older_than is None and settings.retention_hours == 0:
+        raise InvalidInputError("say how much to leave: --older-than HOURS, or set HEADWATER_RETENTION_HOURS")
+    if tenant is not None:
+        check_tenant_id(tenant)
+
+    async def work(hw: Headwater) -> list[Trimmed]:
+        return await trim_logs(hw.streams, hw.pool, retention_hours=settings.retention_hours, tenant_id=tenant)
+
+    trimmed = connected(settings, work)
+    if json_:
+        for one in trimmed:
+            print_json(asdict(one))
+        return
+    out.print(
+        f"{sum(one.entries for one in trimmed):,} events and {sum(one.blobs for one in trimmed):,} contents removed"
+    )
 
 
 def _show(found: list[ProjectionDigest], json_: bool) -> None:

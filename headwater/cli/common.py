@@ -12,6 +12,7 @@ from rich.console import Console
 
 from headwater.client import Headwater
 from headwater.gateway import Gateway
+from headwater.logs import configure_logging
 from headwater.node import find_endpoints
 from headwater.remote import RemoteHeadwater
 from headwater.settings import Settings
@@ -45,6 +46,7 @@ def read_settings(**given: Any) -> Settings:
 
 def connected(settings: Settings, work: Callable[[Headwater], Awaitable[T]]) -> T:
     """Run `work` with a connection to the running Headwater."""
+    configure_logging(settings.log_level)
 
     async def run() -> T:
         async with Headwater(settings, find_endpoints(settings)) as hw:
