@@ -46,11 +46,10 @@ class ContextManager:
 
         It has the system prompt, the session as it was when the task was submitted (its newest `messages`), up to
         `memories` memories nearest to `query` (or to the task), and the task. Each compilation is an event; an agent
-        that is run again gets the recorded one.
+        that is run again gets the recorded one. Waits while PostgreSQL is away or the projections are behind.
 
         Raises:
             InvalidInputError: the tier has no budget, or `memories` or `messages` is out of range.
-            UnavailableError: PostgreSQL is away, or the projections are behind; the call will be delivered again.
         """
         if not (0 <= memories <= MAX_RESULTS and 0 <= messages <= MAX_MESSAGES):
             raise InvalidInputError(

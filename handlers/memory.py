@@ -7,6 +7,7 @@ from typing import Any
 
 from handlers.embedders import Embedder, Embeds
 from handlers.journal import Journal
+from handlers.patience import patiently
 from handlers.recall import MemoryReader
 from handlers.steps import durable_step, recorded, request_hash, stamp
 from handlers.vectors import pack
@@ -38,7 +39,8 @@ class AgentMemory:
 
     async def is_available(self) -> bool:
         """Can anything be found here?"""
-        return self._embedder is not None and self._reader is not None and await self._reader.is_available()
+        reader = self._reader
+        return self._embedder is not None and reader is not None and await patiently(self._journal, reader.is_available)
 
     async def store(self, text: str, *, metadata: Mapping[str, Any] | None = None) -> str:
         """Remember `text`, and return the id of the event that says so. Done once, however often the agent is run.
@@ -78,7 +80,6 @@ class AgentMemory:
         Raises:
             InvalidInputError: the query is empty, or `k` is not from 1 to 200.
             ConfigurationError: memory is switched off by HEADWATER_EMBEDDER=none.
-            UnavailableError: PostgreSQL is away; the call will be delivered again.
         """
         embedder = self._require_embedder()
         check_results(k)
@@ -101,12 +102,14 @@ class AgentMemory:
             return None
 
     async def nearest(self, vector: list[float], k: int, *, agent_id: str | None = None) -> list[MemoryEntry]:
-        """A search that is not recorded here."""
-        if self._reader is None or self._embedder is None:
+        """A search that is not recorded here. Waits while PostgreSQL is away or the projections are behind."""
+        reader, embedder = self._reader, self._embedder
+        if reader is None or embedder is None:
             return []
-        call = self._journal.call
-        return await self._reader.search_vector(
-            call.tenant_id, vector, embedder=self._embedder.id, k=k, agent_id=agent_id
+        tenant_id = self._journal.call.tenant_id
+        return await patiently(
+            self._journal,
+            lambda: reader.search_vector(tenant_id, vector, embedder=embedder.id, k=k, agent_id=agent_id),
         )
 
     def _require_embedder(self) -> Embedder:

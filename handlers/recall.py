@@ -13,10 +13,7 @@ from schemas.session import SessionMessage
 
 
 class SessionReader(Protocol):
-    """The sessions, with everything that the log says now.
-
-    Each method raises `UnavailableError` when that cannot be had, so that the call is delivered again.
-    """
+    """The sessions, with everything that the log says now. Raises `UnavailableError` when that cannot be had."""
 
     async def before_task(self, tenant_id: str, session_id: str, task_id: str, *, limit: int) -> list[SessionMessage]:
         """The newest `limit` messages that the session had when a task was submitted, oldest first."""
@@ -28,7 +25,7 @@ class SessionReader(Protocol):
 
 
 class MemoryReader(Protocol):
-    """The memories, with everything that the log says now."""
+    """The memories, with everything that the log says now. Raises `UnavailableError` when that cannot be had."""
 
     async def is_available(self) -> bool:
         """Can memories be searched? Not without pgvector."""

@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from handlers.journal import Journal
+from handlers.patience import patiently
 from handlers.recall import SessionReader
 from handlers.steps import durable_step, jsonable, recorded, request_hash, stamp
 from schemas.bodies import SessionStateSet
@@ -48,17 +49,13 @@ class AgentSession:
         return (await self.state()).get(key, default)
 
     async def state(self) -> dict[str, Json]:
-        """All values of the session.
-
-        Raises:
-            UnavailableError: PostgreSQL is away; the call will be delivered again.
-        """
+        """All values of the session. Waits while PostgreSQL is away or the projections are behind."""
         call = self._journal.call
         found: dict[str, Json] = await durable_step(
             self._journal,
             self._journal.next_ordinal(),
             "session.state",
             request_hash("session.state"),
-            lambda: self._reader.state(call.tenant_id, call.session_id),
+            lambda: patiently(self._journal, lambda: self._reader.state(call.tenant_id, call.session_id)),
         )
         return found

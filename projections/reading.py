@@ -2,6 +2,8 @@
 
 import asyncio
 
+import asyncpg
+
 from projections import queries
 from projections.db import Pool
 from projections.projection import parse_position
@@ -10,6 +12,8 @@ from streams.log import Log
 
 POLL_S = 0.01
 MAX_POLL_S = 0.1
+_NOT_PREPARED = (asyncpg.UndefinedTableError, asyncpg.InvalidParameterValueError)
+"""What PostgreSQL says when the tables, or the role that reads them, are missing."""
 
 
 async def caught_up(pool: Pool, log: Log, tenant_id: str, *, timeout_s: float) -> bool:
@@ -30,8 +34,18 @@ async def caught_up(pool: Pool, log: Log, tenant_id: str, *, timeout_s: float) -
 
 
 async def catch_up(pool: Pool, log: Log, tenant_id: str, *, timeout_s: float) -> None:
-    """Wait like `caught_up`. Raises `UnavailableError` if the projections are still behind after `timeout_s`."""
-    if not await caught_up(pool, log, tenant_id, timeout_s=timeout_s):
+    """Wait like `caught_up`.
+
+    Raises:
+        UnavailableError: the projections are still behind after `timeout_s`, or nothing has prepared the database yet.
+    """
+    try:
+        is_caught_up = await caught_up(pool, log, tenant_id, timeout_s=timeout_s)
+    except _NOT_PREPARED as error:
+        raise UnavailableError(
+            f"the database is not prepared yet ({error}): the projector does it when it starts"
+        ) from error
+    if not is_caught_up:
         raise UnavailableError(
             f"the projections are more than {timeout_s:g} s behind the log of tenant {tenant_id!r}: "
             "is the projector running?"

@@ -1,10 +1,12 @@
 """What an agent is given (rows D1 to D3): session, memories and task, recorded, and the same again after a crash."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from handlers.context import TaskContext
 from handlers.embedders import ModelEmbedder
@@ -18,9 +20,11 @@ from headwater.settings import Settings
 from headwater.simulator import SimulatorConfig, SimulatorProcess
 from projections import queries
 from projections.db import Pool
+from projections.memory_search import MemorySearch
 from projections.reading import caught_up
 from projections.rebuild import digests, rebuild
 from projections.runner import Runner
+from projections.session_store import SessionStore
 from schemas.bodies import (
     AgentCompleted,
     AgentFailed,
@@ -35,6 +39,7 @@ from schemas.task import NewTask, Task
 from streams.bus import TenantEventBus
 from streams.connection import Streams
 from tests.agent_runs import CrashError, OrderedCall, llm_service, order
+from tests.processes import until
 from tests.projecting import event
 
 
@@ -221,6 +226,36 @@ async def test_what_one_task_stores_the_next_one_finds(
     before = [d for d in await digests(pool) if d.projection in ("memories", "sessions")]
     await rebuild(pool, ["memories", "sessions"])
     assert [d for d in await digests(pool) if d.projection in ("memories", "sessions")] == before
+
+
+async def test_an_outage_of_the_read_models_is_waited_out_in_one_delivery(
+    endpoints: Endpoints, streams: Streams, pool: Pool, service: LlmService, settings: Settings
+) -> None:
+    sessions = SessionStore(pool, streams, catch_up_s=0.01)
+    memories = MemorySearch(pool, streams.log, catch_up_s=0.01)
+    patient = replace(make_recall(settings, streams, pool), sessions=sessions, memories=memories)
+    await said(streams, "acme", "Hello.", "Hi!")
+    call = await ordered(streams, service, patient)
+
+    async def agent(task: Task, context: TaskContext) -> Any:
+        compiled = await context.compile()
+        return [turn.content for turn in compiled.session], await context.session.state()
+
+    with capture_logs() as logs:
+        running = asyncio.create_task(call.run(agent))
+
+        async def has_waited() -> bool:
+            return len([entry for entry in logs if entry["event"] == "waiting_for_read_models"]) >= 3
+
+        await until(has_waited, "the agent asked three times in vain")
+        assert not running.done()
+        broker = make_broker(endpoints.redis_url, streams)
+        add_projector(broker, streams, Runner(pool, streams.log), settings)
+        await broker.start()
+        ended = await running
+        await broker.stop()
+    assert isinstance(ended, AgentCompleted), ended
+    assert (ended.delivery, ended.result) == (1, [["Hello.", "Hi!"], {}])
 
 
 async def test_embeddings_of_a_provider_are_billed_once(

@@ -3,7 +3,7 @@
 import pytest
 
 from projections import queries
-from projections.db import Pool, connect
+from projections.db import Pool, connect, migrate
 from projections.rebuild import digests, rebuild
 from projections.session_store import SessionStore
 from schemas.bodies import SessionCleared, SessionStateSet, TaskCompleted, TaskFailed, TaskSubmitted
@@ -168,6 +168,15 @@ async def test_a_reader_does_not_answer_from_a_projection_that_is_behind(streams
     await said(streams, "acme", "s1", "one", "1")
     with pytest.raises(UnavailableError, match="behind the log of tenant 'acme'"):
         await SessionStore(pool, streams, catch_up_s=0.05).get("acme", "s1")
+
+
+async def test_a_database_that_nobody_prepared_is_waited_for(streams: Streams, database_url: str) -> None:
+    empty = await connect(database_url)
+    with pytest.raises(UnavailableError, match="not prepared yet"):
+        await SessionStore(empty, streams).get("acme", "s1")
+    await migrate(empty)
+    assert await SessionStore(empty, streams).get("acme", "s1") is None
+    await empty.close()
 
 
 def test_only_what_can_happen_outside_a_task_may_name_none() -> None:
