@@ -37,7 +37,7 @@ async def task(pool: Pool, tenant_id: str, task_id: str) -> dict[str, Any] | Non
 
 
 async def session(pool: Pool, tenant_id: str, session_id: str) -> dict[str, Any] | None:
-    """A session with its messages since it was last cleared, all its tasks, and its cost; or None."""
+    """A session with its messages and state since it was last cleared, all its tasks, and its cost; or None."""
     async with tenant_connection(pool, tenant_id) as conn:
         key = (tenant_id, session_id)
         row = await conn.fetchrow("SELECT * FROM sessions WHERE tenant = $1 AND session = $2", *key)
@@ -54,6 +54,7 @@ async def session(pool: Pool, tenant_id: str, session_id: str) -> dict[str, Any]
             "ORDER BY submitted_at, task",
             *key,
         )
+        state = await conn.fetch("SELECT key, value FROM session_state WHERE tenant = $1 AND session = $2", *key)
         costs = await conn.fetchrow(_SESSION_COSTS, *key)
         assert costs is not None
         return {
@@ -71,6 +72,10 @@ async def session(pool: Pool, tenant_id: str, session_id: str) -> dict[str, Any]
                 }
                 for m in messages
             ],
+            "state": {
+                row["key"]: await _content(conn, tenant_id, orjson.loads(row["value"]))
+                for row in sorted(state, key=lambda row: str(row["key"]))
+            },
             "tasks": [
                 {**dict(t), "submitted_at": _iso(t["submitted_at"]), "ended_at": _iso(t["ended_at"])} for t in tasks
             ],

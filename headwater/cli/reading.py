@@ -126,6 +126,8 @@ def session(
         print_json(found)
         return
     out.print(f"[bold]{escape(session_id)}[/bold]  {len(found['tasks'])} tasks, ${found['cost_usd']}")
+    for name, value in found.get("state", {}).items():
+        out.print(f"[dim]state[/dim]     {escape(name)} = {escape(as_text(value))}", soft_wrap=True)
     for message in found["messages"]:
         colour = "cyan" if message["role"] == "user" else "green"
         out.print(f"[{colour}]{message['role']:9}[/] {escape(as_text(message['content']))}", soft_wrap=True)

@@ -89,6 +89,7 @@ async def test_a_clear_ends_messages_and_state_for_every_later_reader(streams: S
     shown = await queries.session(pool, "acme", "s1")
     assert shown is not None
     assert [message["content"] for message in shown["messages"]] == ["after", "a"]
+    assert shown["state"] == {"size": 3}
     assert len(shown["tasks"]) == 2
     assert shown["cleared_at"] is not None
 
