@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from headwater.embedded import EmbeddedServers
     from headwater.instruments import process_registry, track_agent_invocation, track_llm_call
     from headwater.long_term_memory import LongTermMemory
+    from headwater.node import find_endpoints
     from headwater.orchestrator import SupervisorOrchestrator
     from headwater.settings import Settings, get_settings
     from headwater.tracing import AgentTracer, init_langfuse
@@ -90,6 +91,7 @@ _HOMES = {
     "ValidationStrictness": "handlers.strictness",
     "WorkingContextCompiler": "handlers.compiler",
     "create_app": "headwater.app",
+    "find_endpoints": "headwater.node",
     "get_agent_registry": "handlers.registry",
     "get_settings": "headwater.settings",
     "init_langfuse": "headwater.tracing",
@@ -145,6 +147,7 @@ __all__ = [
     "ValidationStrictness",
     "WorkingContextCompiler",
     "create_app",
+    "find_endpoints",
     "get_agent_registry",
     "get_settings",
     "init_langfuse",

@@ -1,0 +1,94 @@
+"""The pages of docs/ that are made from the code: `make docs`. A test compares them, so that they stay true."""
+
+import sys
+from pathlib import Path
+
+import orjson
+import typer
+from typer.cli import get_docs_for_click
+
+from headwater.cli import app
+from headwater.settings import Settings
+from projections.metric_names import METRICS
+from schemas.export import event_catalogue, event_schemas
+
+DOCS = Path("docs")
+
+
+def pages() -> dict[str, str]:
+    """File name → text, for every generated page."""
+    return {
+        "events.md": event_catalogue(),
+        "events.schema.json": orjson.dumps(event_schemas(), option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS).decode()
+        + "\n",
+        "settings.md": settings_page(),
+        "metrics.md": metrics_page(),
+        "cli.md": cli_page(),
+    }
+
+
+def settings_page() -> str:
+    """docs/settings.md."""
+    lines = [
+        "# Settings",
+        "",
+        "Environment variables, read once at the start. Options of a command go before them. Made by `make docs`.",
+        "",
+        "| variable | default | what it is |",
+        "|---|---|---|",
+    ]
+    for name, field in Settings.model_fields.items():
+        alias = field.validation_alias
+        variable = alias if isinstance(alias, str) else f"HEADWATER_{name.upper()}"
+        lines.append(f"| `{variable}` | {_default(field.default)} | {field.description or ''} |")
+    return "\n".join(lines) + "\n"
+
+
+def _default(value: object) -> str:
+    if value is None or value == "":
+        return "not set"
+    return f"`{','.join(map(str, value))}`" if isinstance(value, tuple) else f"`{value}`"
+
+
+def metrics_page() -> str:
+    """docs/metrics.md."""
+    lines = [
+        "# Metrics",
+        "",
+        "Projected from the log, so no restart sets them back; served at `/metrics`. Made by `make docs`.",
+        "What the running process measures of itself stands beside them on the same page.",
+        "",
+        "| metric | kind | labels | what it counts |",
+        "|---|---|---|---|",
+    ]
+    for metric in METRICS.values():
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        lines.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help} |")
+    return "\n".join(lines) + "\n"
+
+
+def cli_page() -> str:
+    """docs/cli.md."""
+    command = typer.main.get_command(app)
+    context = typer.Context(command, info_name="headwater")
+    text = get_docs_for_click(obj=command, ctx=context, name="headwater", title="Command line")
+    return "\n".join(line.rstrip() for line in text.splitlines()).rstrip() + "\n"
+
+
+def main() -> None:
+    """Write the pages, or with --check say which are out of date (exit 1)."""
+    check = "--check" in sys.argv[1:]
+    stale = [name for name, text in pages().items() if not _is(DOCS / name, text)]
+    for name in stale:
+        if not check:
+            (DOCS / name).write_text(pages()[name])
+        sys.stderr.write(f"{'out of date' if check else 'written'}: {DOCS / name}\n")
+    sys.exit(1 if check and stale else 0)
+
+
+def _is(path: Path, text: str) -> bool:
+    return path.exists() and path.read_text() == text
+
+
+if __name__ == "__main__":
+    main()
