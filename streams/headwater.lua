@@ -38,7 +38,7 @@
 --   A:workers:<agent>    zset  worker -> ms at which its loan of slots ends unless it renews it
 --   A:slots:<agent>      hash  worker -> number of slots, each the right to run that agent once at a time
 
-local VERSION = 6
+local VERSION = 7
 local LOG_READERS = {'decider', 'projector'}
 local MAX_DUE = 32  -- how many tasks are tried again in one batch
 local RANK = 2 ^ 44  -- a rank's share of a queue score: above it the priority, below it the turn
@@ -55,6 +55,14 @@ end
 local SIZE = {hash = 'HLEN', list = 'LLEN', stream = 'XLEN', string = 'STRLEN', zset = 'ZCARD'}
 local function need(kind, key) redis.call(SIZE[kind], key) end
 
+-- The same for the keys of a shard, which all items of a call use: once a call.
+local checked = {}
+local function need_once(kind, key)
+  if checked[key] then return end
+  need(kind, key)
+  checked[key] = true
+end
+
 -- What `write_facts` and waking the log's readers need.
 local FACT_SIZE = 11
 local function need_log(S, tenant, facts, blobs)
@@ -64,8 +72,8 @@ local function need_log(S, tenant, facts, blobs)
     if #f ~= FACT_SIZE then error('a fact has ' .. FACT_SIZE .. ' values, not ' .. #f, 0) end
   end
   for _, reader in ipairs(LOG_READERS) do
-    need('zset', S .. ':ready:' .. reader)
-    need('list', S .. ':bell:' .. reader)
+    need_once('zset', S .. ':ready:' .. reader)
+    need_once('list', S .. ':bell:' .. reader)
   end
 end
 
@@ -306,13 +314,13 @@ local function need_commit(S, item)
   need_log(S, item.tenant, item.facts, item.blobs)
   if #(item.states or {}) + #(item.ended or {}) > 0 then need('hash', prefix .. ':state') end
   if #(item.calls or {}) > 0 then
-    need('list', S .. ':bell:worker')
+    need_once('list', S .. ':bell:worker')
     if not tonumber(redis.call('GET', S .. ':turn') or 0) then error('the counter of turns is not a number', 0) end
   end
   for _, call in ipairs(item.calls or {}) do
     need('hash', prefix .. ':call:' .. call[1])
     need('zset', prefix .. ':queue:' .. call[2])
-    need('zset', S .. ':ready:agent:' .. call[2])
+    need_once('zset', S .. ':ready:agent:' .. call[2])
   end
   for _, id in ipairs(item.cancels or {}) do
     local call = prefix .. ':call:' .. id
@@ -660,6 +668,7 @@ end
 local function register(name, handle)
   redis.register_function('hw_' .. name, function(keys, args)
     local replies = {}
+    checked = {}
     for i, item in ipairs(cmsgpack.unpack(args[1])) do
       local ok, reply = pcall(handle, keys[1], item)
       if ok then
