@@ -9,9 +9,11 @@ from fastapi_offline import FastAPIOffline
 
 from headwater.api import problems
 from headwater.api.costs import costs
+from headwater.api.dead_letters import dead_letters
 from headwater.api.events import events
 from headwater.api.guard import Guard
 from headwater.api.health import health
+from headwater.api.memories import memories
 from headwater.api.openapi import describe
 from headwater.api.sessions import sessions
 from headwater.api.sse import Streamers, closing_on_signals
@@ -49,7 +51,7 @@ def create_app(settings: Settings | None = None, endpoints: Endpoints | None = N
         lifespan=lambda app: _lifespan(app, settings, endpoints),
         redoc_url=None,
     )
-    for router in (tasks, sessions, events, costs, health):
+    for router in (tasks, sessions, events, costs, memories, dead_letters, health):
         app.include_router(router)
     problems.install(app)
     describe(app)

@@ -26,6 +26,7 @@ from schemas.task import Accepted, NewTask, TaskOutcome
 from streams.bus import TenantEventBus
 from streams.connection import Streams, open_streams
 from streams.outcomes import Outcomes
+from streams.parked import DeadLetters
 from streams.tail import Tail
 
 HOUR_MS = 60 * 60 * 1000
@@ -88,6 +89,11 @@ class Headwater:
     def cost_tracker(self) -> CostTracker:
         """What tenants and agents cost, from the ledger; with Langfuse as a second opinion where it is set up."""
         return CostTracker(self.pool, langfuse_costs(self._settings))
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        """What could not be handled, of all tenants; every question names its tenant."""
+        return DeadLetters(self.streams)
 
     @property
     def sessions(self) -> SessionStore:

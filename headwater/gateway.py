@@ -7,10 +7,36 @@ from projections.costs import CostKey, CostRow, DecisionCosts
 from projections.history import SeenEntry
 from projections.projection import START, Position
 from schemas.task import Accepted, NewTask, TaskOutcome
+from streams.parked import DeadLetter
+
+
+class Letters(Protocol):
+    """Dead letters, as `streams.parked.DeadLetters` has them."""
+
+    async def page(self, tenant_id: str, *, after: str = "0-0", limit: int = 100) -> list[DeadLetter]:
+        """Up to `limit` after an id, oldest first."""
+        ...
+
+    async def show(self, tenant_id: str, parked_id: str) -> DeadLetter:
+        """One of them."""
+        ...
+
+    async def redrive(self, tenant_id: str, parked_id: str) -> DeadLetter:
+        """Have it handled again."""
+        ...
+
+    async def drop(self, tenant_id: str, parked_id: str, *, reason: str = "") -> DeadLetter:
+        """Give it up."""
+        ...
 
 
 class Gateway(Protocol):
     """`headwater.client.Headwater`, which is connected to the servers, or `headwater.remote.RemoteHeadwater`."""
+
+    @property
+    def dead_letters(self) -> Letters:
+        """What could not be handled."""
+        ...
 
     async def submit(self, task: NewTask) -> Accepted:
         """Accept a task."""

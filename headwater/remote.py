@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import datetime
 from decimal import Decimal
 from types import TracebackType
 from typing import Any, NoReturn
@@ -24,6 +25,7 @@ from schemas.errors import (
 )
 from schemas.event import FIELDS
 from schemas.task import Accepted, NewTask, TaskOutcome
+from streams.parked import DeadLetter
 
 PROBLEM = "application/problem+json"
 WAIT_S = 30.0
@@ -79,10 +81,15 @@ class RemoteHeadwater:
     ) -> None:
         await self._http.aclose()
 
+    @property
+    def dead_letters(self) -> "RemoteDeadLetters":
+        """What could not be handled, of all tenants; every question names its tenant."""
+        return RemoteDeadLetters(self)
+
     async def submit(self, task: NewTask) -> Accepted:
         """Accept a task. Raises `IdempotencyConflictError` when its key was used for another one."""
         body = task.model_dump(exclude_none=True)
-        response = await self._request("POST", "/v1/tasks", task.tenant, json=body)
+        response = await self.request("POST", "/v1/tasks", task.tenant, json=body)
         return Accepted.model_validate(response.json())
 
     async def wait(self, accepted: Accepted) -> TaskOutcome:
@@ -104,7 +111,7 @@ class RemoteHeadwater:
     async def cancel(self, tenant_id: str, task_id: str, reason: str = "") -> str:
         """Ask for a task to be cancelled. Returns how it stood. Raises `NotFoundError` for an unknown one."""
         where = f"/v1/tasks/{_part(task_id)}/cancel"
-        response = await self._request("POST", where, tenant_id, json={"reason": reason}, accept=(409,))
+        response = await self.request("POST", where, tenant_id, json={"reason": reason}, accept=(409,))
         answer = response.json()
         return str(answer["task_status"] if response.status_code == 409 else answer["status"])
 
@@ -115,7 +122,7 @@ class RemoteHeadwater:
     async def clear_session(self, tenant_id: str, session_id: str, *, reason: str = "") -> str:
         """Clear a session. Returns the event's position. Raises `NotFoundError` for an unknown one."""
         where = f"/v1/sessions/{_part(session_id)}"
-        response = await self._request("DELETE", where, tenant_id, params={"reason": reason})
+        response = await self.request("DELETE", where, tenant_id, params={"reason": reason})
         return str(response.json()["position"])
 
     async def costs(
@@ -129,12 +136,12 @@ class RemoteHeadwater:
     ) -> list[CostRow]:
         """What was spent. Without a tenant: of the key's, or with an operator's key of all."""
         params = _given(by=by, agent=agent_id, days=days, limit=limit)
-        answer = (await self._request("GET", "/v1/costs", tenant_id, params=params)).json()
+        answer = (await self.request("GET", "/v1/costs", tenant_id, params=params)).json()
         return [_cost_row(answer["by"], row) for row in answer["rows"]]
 
     async def decision_costs(self, tenant_id: str, event_id: str) -> DecisionCosts:
         """What an event cost with everything under it. Raises `NotFoundError` for an unknown one."""
-        found = (await self._request("GET", f"/v1/costs/decisions/{_part(event_id)}", tenant_id)).json()
+        found = (await self.request("GET", f"/v1/costs/decisions/{_part(event_id)}", tenant_id)).json()
         return DecisionCosts(
             tenant_id=found["tenant"],
             event_id=found["event"],
@@ -158,7 +165,7 @@ class RemoteHeadwater:
         more = True
         while more:
             params = which | {"after": format_position(after), "limit": PAGE}
-            page = (await self._request("GET", "/v1/events", tenant_id, params=params)).json()
+            page = (await self.request("GET", "/v1/events", tenant_id, params=params)).json()
             bad = [SeenEntry(parse_position(e["position"]), {}, e["error"]) for e in page["unreadable"]]
             for entry in sorted([*map(_entry, page["events"]), *bad], key=lambda entry: entry.position):
                 yield entry
@@ -199,15 +206,16 @@ class RemoteHeadwater:
             raise self._unavailable(error) from error
 
     async def _found(self, path: str, tenant_id: str, **params: Any) -> dict[str, Any] | None:
-        response = await self._request("GET", path, tenant_id, params=_given(**params), accept=(404,))
+        response = await self.request("GET", path, tenant_id, params=_given(**params), accept=(404,))
         if response.status_code == 404:
             return None
         found: dict[str, Any] = response.json()
         return found
 
-    async def _request(
+    async def request(
         self, method: str, path: str, tenant_id: str | None, *, accept: tuple[int, ...] = (), **more: Any
     ) -> httpx.Response:
+        """Ask, and return the answer if it is a success or one of `accept`; else raise what it says."""
         headers = {} if tenant_id is None else {"Headwater-Tenant": tenant_id}
         try:
             response = await self._http.request(method, path, headers=headers, **more)
@@ -236,6 +244,39 @@ class RemoteHeadwater:
             f"no Headwater answers at {self._url} ({str(error) or type(error).__name__}): is it running there, and is "
             "--url (HEADWATER_URL) right?"
         )
+
+
+class RemoteDeadLetters:
+    """Dead letters behind a URL; as `streams.parked.DeadLetters`."""
+
+    def __init__(self, remote: RemoteHeadwater) -> None:
+        self._request = remote.request
+
+    async def page(self, tenant_id: str, *, after: str = "0-0", limit: int = 100) -> list[DeadLetter]:
+        """Up to `limit` after an id, oldest first."""
+        params = {"after": after, "limit": limit}
+        answer = (await self._request("GET", "/v1/dead-letters", tenant_id, params=params)).json()
+        return [_letter(value) for value in answer["dead_letters"]]
+
+    async def show(self, tenant_id: str, parked_id: str) -> DeadLetter:
+        """One of them. Raises `NotFoundError` if it is not there (any more)."""
+        return await self._one("GET", tenant_id, parked_id)
+
+    async def redrive(self, tenant_id: str, parked_id: str) -> DeadLetter:
+        """Have it handled again. Raises `NotFoundError` if somebody else did, or dropped it."""
+        return await self._one("POST", tenant_id, parked_id, "/redrive")
+
+    async def drop(self, tenant_id: str, parked_id: str, *, reason: str = "") -> DeadLetter:
+        """Give it up. Raises `NotFoundError` if somebody else did, or had it redriven."""
+        return await self._one("DELETE", tenant_id, parked_id, params={"reason": reason})
+
+    async def _one(self, method: str, tenant_id: str, parked_id: str, what: str = "", **more: Any) -> DeadLetter:
+        where = f"/v1/dead-letters/{_part(parked_id)}{what}"
+        return _letter((await self._request(method, where, tenant_id, **more)).json())
+
+
+def _letter(value: dict[str, Any]) -> DeadLetter:
+    return DeadLetter(**value | {"parked_at": datetime.fromisoformat(value["parked_at"])})
 
 
 def _part(text: str) -> str:

@@ -256,3 +256,53 @@ class DecisionOut(BaseModel):
     at: str
     cost_usd: str = Field(examples=["0.0123"])
     agents: list[dict[str, Json]]
+
+
+class DeadLetterOut(BaseModel):
+    """An entry or a call that could not be handled. `fields` are the entry's own, as they are stored."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str = Field(examples=[_POSITION])
+    tenant_id: str = Field(examples=["acme"])
+    parked_at: str = Field(examples=["2026-11-25T02:00:00Z"])
+    reader: str = Field(examples=["decider"])
+    position: str = Field(examples=[_POSITION], description="Its place in the log; empty for a call.")
+    attempts: int = Field(examples=[4])
+    error: str = Field(examples=["LookupError: no such customer"])
+    event_id: str
+    event_type: str = Field(examples=["task.submitted"])
+    session_id: str = Field(examples=["ticket-4711"])
+    task_id: str = Field(examples=[_TASK_ID])
+    call_id: str | None = None
+    fields: dict[str, str]
+
+
+class DeadLettersOut(BaseModel):
+    """A page of dead letters, oldest first."""
+
+    dead_letters: list[DeadLetterOut]
+    next: str | None = Field(description="Where the next page is, if there is one.")
+
+
+class MemoryOut(BaseModel):
+    """A fact that an agent stored. `event_id` is the event that it came from."""
+
+    model_config = ConfigDict(extra="allow")
+
+    tenant_id: str = Field(examples=["acme"])
+    event_id: str
+    agent_id: str = Field(examples=["researcher"])
+    session_id: str = Field(examples=["ticket-4711"])
+    task_id: str
+    text: str = Field(examples=["The customer pays by invoice."])
+    metadata: dict[str, Json] = {}
+    at: str = Field(examples=["2026-11-25T02:00:00Z"])
+    embedder: str
+    score: float = Field(description="Cosine similarity to what was asked, from -1 to 1.", examples=[0.83])
+
+
+class MemoriesOut(BaseModel):
+    """Memories, the most relevant first."""
+
+    memories: list[MemoryOut]

@@ -6,10 +6,18 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from headwater.cli.common import DataOption, JsonOption, TenantOption, connected, err, out, print_json, read_settings
-from headwater.client import Headwater
+from headwater.cli.common import (
+    DataOption,
+    JsonOption,
+    KeyOption,
+    TenantOption,
+    UrlOption,
+    err,
+    out,
+    print_json,
+    reached,
+)
 from schemas.ids import check_tenant_id
-from streams.parked import DeadLetter, DeadLetters
 
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Its id, as 'dead-letters list' prints it.")]
 
@@ -27,15 +35,13 @@ def list_(
     after: Annotated[str, typer.Option(help="Only after this id.")] = "0-0",
     limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 100,
     data: DataOption = None,
+    url: UrlOption = None,
+    key: KeyOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Print a tenant's dead letters, oldest first."""
     check_tenant_id(tenant)
-
-    async def work(hw: Headwater) -> list[DeadLetter]:
-        return await DeadLetters(hw.streams).page(tenant, after=after, limit=limit)
-
-    found = connected(read_settings(data=data), work)
+    found = reached(data, url, key, lambda hw: hw.dead_letters.page(tenant, after=after, limit=limit))
     if json_:
         for letter in found:
             print_json(letter.as_dict())
@@ -51,10 +57,17 @@ def list_(
 
 
 @letters.command("show")
-def show(parked_id: IdArgument, tenant: TenantOption, data: DataOption = None, json_: JsonOption = False) -> None:
+def show(
+    parked_id: IdArgument,
+    tenant: TenantOption,
+    data: DataOption = None,
+    url: UrlOption = None,
+    key: KeyOption = None,
+    json_: JsonOption = False,
+) -> None:
     """Print one dead letter with its origin, its error and all its fields."""
     check_tenant_id(tenant)
-    letter = connected(read_settings(data=data), lambda hw: DeadLetters(hw.streams).show(tenant, parked_id))
+    letter = reached(data, url, key, lambda hw: hw.dead_letters.show(tenant, parked_id))
     if json_:
         print_json(letter.as_dict())
         return
@@ -66,10 +79,17 @@ def show(parked_id: IdArgument, tenant: TenantOption, data: DataOption = None, j
 
 
 @letters.command("redrive")
-def redrive(parked_id: IdArgument, tenant: TenantOption, data: DataOption = None, json_: JsonOption = False) -> None:
+def redrive(
+    parked_id: IdArgument,
+    tenant: TenantOption,
+    data: DataOption = None,
+    url: UrlOption = None,
+    key: KeyOption = None,
+    json_: JsonOption = False,
+) -> None:
     """Have a dead letter handled again, and after it what waited behind it in its task."""
     check_tenant_id(tenant)
-    letter = connected(read_settings(data=data), lambda hw: DeadLetters(hw.streams).redrive(tenant, parked_id))
+    letter = reached(data, url, key, lambda hw: hw.dead_letters.redrive(tenant, parked_id))
     print_json(letter.as_dict() | {"outcome": "redriven"}) if json_ else out.print(f"redriven: {parked_id}")
 
 
@@ -79,11 +99,11 @@ def drop(
     tenant: TenantOption,
     reason: Annotated[str, typer.Option(help="Why; it becomes part of the task's reason to fail.")] = "",
     data: DataOption = None,
+    url: UrlOption = None,
+    key: KeyOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Give a dead letter up for good. Its task fails if it is still open."""
     check_tenant_id(tenant)
-    letter = connected(
-        read_settings(data=data), lambda hw: DeadLetters(hw.streams).drop(tenant, parked_id, reason=reason)
-    )
+    letter = reached(data, url, key, lambda hw: hw.dead_letters.drop(tenant, parked_id, reason=reason))
     print_json(letter.as_dict() | {"outcome": "dropped"}) if json_ else out.print(f"dropped: {parked_id}")
