@@ -1,4 +1,4 @@
-"""Any order of appends, leases, commits, takes, records, settles and reclaims, with crashes, repeats and leases that end:
+"""Any order of the log's functions, with crashes, repeats and leases that end, checked against a small model:
 nothing is lost, nothing is doubled, and who lost a lease writes nothing (I1, I2), checked against a small model.
 """
 
@@ -105,8 +105,8 @@ class Model:
             assert after == before
             return
         del self.leases[place]
-        position = await self.streams.redis.hget(self.streams.keys.readers(batch.tenant_id), reader)
-        self.checkpoints[place] = position.decode()
+        redis: Any = self.streams.redis
+        self.checkpoints[place] = (await redis.hget(self.streams.keys.readers(batch.tenant_id), reader)).decode()
         if reader == "projector":
             self.projected[batch.tenant_id] += [position for position, _ in batch.entries]
 
@@ -186,6 +186,12 @@ class Model:
         self.leases.clear()
         self.good.clear()
 
+    async def take_over(self, worker: int, count: int, *_: int) -> None:
+        """Workers died or slept, and their calls go to others, or to themselves once more."""
+        await self.leases_end()
+        await self.reclaim()
+        await self.take(worker, count)
+
     async def drain(self) -> None:
         """Everybody works on until there is nothing left to do."""
         await self.leases_end()
@@ -243,7 +249,8 @@ def _decisions(batch: TenantBatch) -> Commit:
             states[task] = call
             made.facts.append(fact(derived_id(fields["id"], 0), "task.routed", task))
             made.calls.append(NewCall(call, AGENT, 2, task.encode()))
-        elif fields["type"] == "agent.completed" and states.pop(task, None):
+        elif fields["type"] == "agent.completed" and task in states:
+            del states[task]
             made.facts.append(fact(derived_id(fields["id"], 0), "task.completed", task))
             made.notify.append((task, len(made.facts) - 1))
             made.ended.append(task)
@@ -266,6 +273,7 @@ STEPS: list[Callable[..., Coroutine[Any, Any, None]]] = [
     Model.settle,
     Model.settle,
     Model.renew,
+    Model.take_over,
     Model.reclaim,
     Model.leases_end,
 ]
