@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
+from schemas.errors import words_of
 from schemas.ids import AgentId
 from schemas.task import Task
 
@@ -89,7 +90,7 @@ class BaseAgent(ABC):
             result = await self.execute(task, context)
         except Exception as error:
             self._failed = True
-            logger.info("agent_failed", agent=self.agent_id, error=f"{type(error).__name__}: {error}")
+            logger.info("agent_failed", agent=self.agent_id, error=f"{type(error).__name__}: {words_of(error)}")
             raise
         else:
             self._failed = False

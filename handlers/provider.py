@@ -9,6 +9,7 @@ disjoint token counts (`schemas/money.py`).
 """
 
 import asyncio
+import json
 import os
 from base64 import b64encode
 from collections.abc import AsyncGenerator, Sequence
@@ -20,7 +21,7 @@ from pydantic import ValidationError
 
 from handlers.provider_errors import ProviderFailureError, failure_of
 from handlers.vectors import pack
-from schemas.content import Json
+from schemas.content import Json, well_formed
 from schemas.money import TokenCounts, plain
 
 __all__ = [
@@ -270,7 +271,7 @@ class _Gathered:
             return ""
         choice = chunk.choices[0]
         self.finish_reason = choice.finish_reason or self.finish_reason
-        piece: str = choice.delta.content or ""
+        piece = well_formed(choice.delta.content or "")
         if piece:
             self.pieces.append(piece)
         return piece
@@ -297,11 +298,11 @@ class _Gathered:
 
 def _answer(response: Any) -> ProviderAnswer:
     choice = response.choices[0]
-    tool_calls = tuple(call.model_dump(mode="json") for call in choice.message.tool_calls or ())
+    tool_calls = tuple(_well_formed_call(call) for call in choice.message.tool_calls or ())
     if choice.message.content is None and not tool_calls:
         raise ValueError("it has no content")
     return ProviderAnswer(
-        text=choice.message.content or "",
+        text=well_formed(choice.message.content or ""),
         model=response.model,
         response_id=response.id,
         finish_reason=choice.finish_reason,
@@ -309,6 +310,11 @@ def _answer(response: Any) -> ProviderAnswer:
         reported_cost_usd=_usd(getattr(response, "_hidden_params", {}).get("response_cost")),
         tool_calls=tool_calls,
     )
+
+
+def _well_formed_call(call: Any) -> dict[str, Any]:
+    made: dict[str, Any] = json.loads(well_formed(json.dumps(call.model_dump(), ensure_ascii=False)))
+    return made
 
 
 def _tokens(usage: Any) -> TokenCounts | None:

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Literal
 
+from schemas.content import well_formed
+
 Action = Literal["retry", "next_model", "give_up"]
 
 _SAME_MODEL = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
@@ -32,7 +34,7 @@ class ProviderFailureError(Exception):
         http_status: int | None = None,
         retry_after_s: float | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(well_formed(message))
         self.outcome = outcome
         self.action = action
         self.error_class = error_class

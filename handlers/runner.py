@@ -28,7 +28,7 @@ from schemas.bodies import (
 )
 from schemas.call import Call, SubtaskResult
 from schemas.content import seal
-from schemas.errors import StaleLeaseError, UnavailableError
+from schemas.errors import StaleLeaseError, UnavailableError, words_of
 from schemas.event import AgentEvent
 from schemas.task import Task
 from streams.connection import Streams
@@ -38,6 +38,10 @@ logger = structlog.get_logger(__name__)
 
 MAX_DELIVERIES = 5
 """A call that was given out this often, and whose workers all died, is not run again: it may be what kills them."""
+
+
+_EXITS = (SystemExit, BaseExceptionGroup)
+"""An agent that leaves with these fails like any other: it must not take its worker and the runs beside it along."""
 
 
 class AgentRunner:
@@ -74,18 +78,22 @@ class AgentRunner:
             bodies = await self._run(journal, clock)
         except (StaleLeaseError, UnavailableError):
             raise
-        except asyncio.CancelledError:
-            if not taken.delivery.cancelled:
-                raise
-            # Its task has ended. The lease is still ours, so that what was done so far can be settled.
+        except asyncio.CancelledError as error:
             current = asyncio.current_task()
             assert current is not None
-            current.uncancel()
-            bodies = [self._cancelled(journal, clock)]
-        except Exception as error:
+            if taken.delivery.cancelled:
+                # Its task has ended. The lease is still ours, so that what was done so far can be settled.
+                current.uncancel()
+                bodies = [self._cancelled(journal, clock)]
+            elif current.cancelling() or taken.call.kind != "agent":
+                raise
+            else:
+                # The agent's own doing: something that it waited for was cancelled.
+                bodies = [self._failed(journal, clock, error)]
+        except (Exception, *_EXITS) as error:
             if taken.call.kind != "agent":
                 raise
-            bodies = [self._failed(journal, clock, type(error).__name__, str(error))]
+            bodies = [self._failed(journal, clock, error)]
         finally:
             await journal.close()
         logger.debug(
@@ -99,7 +107,11 @@ class AgentRunner:
             outcome=bodies[0].type,
             duration_us=_since(clock),
         )
-        return journal.final([journal.event(body, "end", n) for n, body in enumerate(bodies)])
+        events = journal.final([journal.event(body, "end", n) for n, body in enumerate(bodies)])
+        begun = events[: len(events) - len(bodies)]
+        if taken.call.kind == "agent":
+            taken.instead = lambda error: [*begun, journal.event(self._failed(journal, clock, error), "end", 0)]
+        return events
 
     async def _run(self, journal: Journal, clock: int) -> list[EventBody]:
         call = journal.call
@@ -176,7 +188,7 @@ class AgentRunner:
     def _lost(cls, journal: Journal, clock: int, text: str) -> EventBody:
         call = journal.call
         if call.kind == "agent":
-            return cls._failed(journal, clock, WORKER_LOST, text)
+            return cls._failure(journal, clock, WORKER_LOST, text)
         return SupervisorAnswered(
             call_id=call.call_id,
             question=call.kind,
@@ -209,8 +221,12 @@ class AgentRunner:
             agent_id=call.agent_id, call_id=call.call_id, delivery=delivery, duration_us=_since(clock)
         )
 
+    @classmethod
+    def _failed(cls, journal: Journal, clock: int, error: BaseException) -> AgentFailed:
+        return cls._failure(journal, clock, type(error).__name__, words_of(error))
+
     @staticmethod
-    def _failed(journal: Journal, clock: int, error_class: str, error: str) -> AgentFailed:
+    def _failure(journal: Journal, clock: int, error_class: str, error: str) -> AgentFailed:
         return AgentFailed(
             agent_id=journal.call.agent_id,
             call_id=journal.call.call_id,

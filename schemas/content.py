@@ -32,6 +32,18 @@ def canonical_json(value: Json) -> bytes:
         raise InvalidInputError(f"a value of type {type(value).__name__} cannot be stored as JSON: {error}") from error
 
 
+def well_formed(text: str) -> str:
+    """`text` as it can be stored: two halves of a surrogate pair are one character, a lone half becomes U+FFFD.
+
+    A provider's JSON may have such halves: an answer that was cut off in an emoji, or a stream that was split in one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
 def content_hash(data: bytes) -> str:
     """SHA-256 of `data` as 64 hex characters."""
     return hashlib.sha256(data).hexdigest()

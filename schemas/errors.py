@@ -5,6 +5,15 @@ class HeadwaterError(Exception):
     """Base of every error that Headwater raises on purpose. Its text says what to do about it."""
 
 
+def words_of(error: BaseException) -> str:
+    """An error's text, as it can be stored: whatever the error is, and whatever bytes are in it."""
+    try:
+        text = str(error)
+    except Exception:
+        text = "(it has no text)"
+    return text.encode(errors="backslashreplace").decode()
+
+
 class InvalidInputError(HeadwaterError, ValueError):
     """The caller's input breaks a rule; nothing was written. Refuse the request."""
 

@@ -29,10 +29,9 @@ from faststream.redis import RedisBroker, StreamSub
 from faststream.redis.subscriber.config import RedisSubscriberConfig, RedisSubscriberSpecificationConfig
 from faststream.redis.subscriber.specification import StreamSubscriberSpecification
 from faststream.redis.subscriber.usecases import LogicSubscriber
-from pydantic import ValidationError
 
 from schemas.call import Call
-from schemas.errors import ConfigurationError, HeadwaterError, StaleLeaseError, UnavailableError
+from schemas.errors import ConfigurationError, HeadwaterError, InvalidInputError, StaleLeaseError, UnavailableError
 from schemas.event import AgentEvent, encode
 from streams.connection import Streams
 from streams.doorbell import SWEEP_S, Doorbell
@@ -55,12 +54,14 @@ class LeasedRound:
     batches: list[TenantBatch]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TakenCall:
-    """A call, and the delivery under which this worker may write about it."""
+    """A call, the delivery under which this worker may write about it, and `instead`: what is to settle the call when
+    the events that its handler returned cannot be stored."""
 
     delivery: Delivery
     call: Call
+    instead: Callable[[InvalidInputError], Sequence[AgentEvent]] | None = None
 
 
 class _ReadySubscriber(LogicSubscriber):
@@ -307,7 +308,7 @@ class CallSubscriber(_ReadySubscriber):
             await self.process_message(taken)
         except StaleLeaseError as error:
             logger.warning("lease_lost", tenant=delivery.tenant_id, call=delivery.call_id, error=str(error))
-        except (ValidationError, Exception) as error:
+        except Exception as error:
             logger.error("call_not_settled", tenant=delivery.tenant_id, call=delivery.call_id, error=str(error))
 
     async def _keep(self) -> None:
@@ -368,18 +369,24 @@ def settle_middleware(streams: Streams) -> type[BaseMiddleware[Any, Any]]:
             result = await call_next(msg)
             message: TakenCall | LeasedRound = msg.raw_message
             if isinstance(message, TakenCall):
-                await _settle(streams, message.delivery, result)
+                await _settle(streams, message, result)
             else:
                 await _commit(streams, message, result)
 
     return SettleMiddleware
 
 
-async def _settle(streams: Streams, delivery: Delivery, events: Sequence[AgentEvent]) -> None:
+async def _settle(streams: Streams, taken: TakenCall, events: Sequence[AgentEvent]) -> None:
     blobs: dict[str, bytes] = {}
-    facts = [encode(event, blobs) for event in events]
-    parked = parked_calls(delivery, events)
-    await streams.functions.settle(delivery, facts=facts, blobs=blobs, parked=parked)
+    try:
+        facts = [encode(event, blobs) for event in events]
+    except InvalidInputError as error:
+        if taken.instead is None:
+            raise
+        events, blobs = taken.instead(error), {}  # another run would give the same, at the same price
+        facts = [encode(event, blobs) for event in events]
+    parked = parked_calls(taken.delivery, events)
+    await streams.functions.settle(taken.delivery, facts=facts, blobs=blobs, parked=parked)
 
 
 async def _commit(streams: Streams, leased: LeasedRound, commits: Sequence[Commit]) -> None:
