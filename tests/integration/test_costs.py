@@ -265,6 +265,17 @@ async def test_no_digit_is_lost_however_many_there_are(pool: Pool, runner: Runne
     assert spent == thrice
 
 
+async def test_a_sum_leaves_no_trace_of_what_was_taken_away(pool: Pool, runner: Runner) -> None:
+    book = Logbook("acme")
+    book.attempt(task="t-1", call="c-1", cost_usd="0.1")
+    book.attempt(task="t-1", call="c-2", cost_usd="0.00002")
+    book.add(failed_run("c-2"), task="t-1", source="writer")
+    await apply_in_cuts(runner, [book], [2])
+    live = await digest_of(pool, "ledger")
+    await rebuild(pool, ["ledger"])
+    assert await digest_of(pool, "ledger") == live, "0.10002 less 0.00002 is 0.1, not 0.10000"
+
+
 async def test_a_tenants_connection_sees_no_other_tenants_roll_ups(pool: Pool, runner: Runner) -> None:
     books = [ledger_of_everything(tenant)[0] for tenant in ("acme", "other")]
     await apply_in_cuts(runner, books, [1, 9])
