@@ -131,8 +131,9 @@ async def test_what_arrived_of_a_cancelled_stream_is_recorded(
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-async def test_a_lost_lease_records_nothing(
-    streams: Streams, service: LlmService, simulator: SimulatorProcess, streaming: bool
+@pytest.mark.parametrize("cause", ["lost lease", "end of the process"])
+async def test_a_lost_lease_or_the_end_of_the_process_records_nothing(
+    streams: Streams, service: LlmService, simulator: SimulatorProcess, streaming: bool, cause: str
 ) -> None:
     async def read(task: Task, context: TaskContext) -> None:
         async with context.llm.stream(task.text) as stream:
@@ -140,11 +141,14 @@ async def test_a_lost_lease_records_nothing(
 
     call = await order(streams, service)
     running = await run_until_in_flight(call, read if streaming else ask, simulator)
-    await call.end_lease()
+    if cause == "lost lease":
+        await call.end_lease()
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
     assert not await call.attempts()
+    if cause != "lost lease":
+        await call.end_lease()
     # The next worker lists what may have been billed, once.
     simulator.set_faults([])
     assert isinstance(await call.run(read if streaming else ask), AgentCompleted)
@@ -182,7 +186,7 @@ async def test_an_answer_that_is_being_recorded_is_recorded_although_the_agent_i
     writing = asyncio.Event()
 
     async def slow_record(*args: Any, **kwargs: Any) -> str:
-        if not writing.is_set():
+        if not writing.is_set() and "started" not in kwargs["key"]:
             writing.set()
             await asyncio.Event().wait()
         return await record(*args, **kwargs)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from handlers.context import TaskContext
-from handlers.llm import LlmService
+from handlers.llm import LlmService, LlmStream
 from headwater.simulator import AnswerRule, FaultRule, SimulatorConfig, SimulatorProcess
 from schemas.bodies import AgentCompleted, AgentFailed
 from schemas.errors import InvalidInputError, ProviderError
@@ -55,7 +55,7 @@ async def read_all(task: Task, context: TaskContext) -> dict[str, Any]:
     return {"pieces": pieces, "cost_usd": str(answer.cost_usd), "finish_reason": answer.finish_reason}
 
 
-async def leave_after_three(task: Task, context: TaskContext) -> list[str]:
+async def leave_after_three(task: Task, context: TaskContext) -> tuple[list[str], LlmStream]:
     pieces = []
     async with context.llm.stream(task.text) as stream:
         async for piece in stream:
@@ -64,7 +64,7 @@ async def leave_after_three(task: Task, context: TaskContext) -> list[str]:
                 break
     with pytest.raises(ProviderError, match="left"):
         await anext(stream)
-    return pieces
+    return pieces, stream
 
 
 async def billed(simulator: SimulatorProcess, call: OrderedCall) -> list[dict[str, Any]]:
@@ -117,8 +117,15 @@ async def test_a_stream_that_its_agent_leaves(
     simulator.set_faults([FaultRule(slow_body_ms=4_000)])
     given: list[list[str]] = []
 
+    async def closed() -> bool:
+        return not simulator.stats()["in_flight"]
+
     async def crash(task: Task, context: TaskContext) -> None:
-        given.append(await leave_after_three(task, context))
+        pieces, stream = await leave_after_three(task, context)
+        given.append(pieces)
+        # Not only when nobody refers to it any more.
+        await until(closed, "the simulator noticed that the connection was closed")
+        assert stream.text == "".join(pieces)
         raise CrashError
 
     call = await order(streams, service, text="count")
@@ -133,12 +140,6 @@ async def test_a_stream_that_its_agent_leaves(
     assert attempt.response["text"] == "One two three"
     assert attempt.first_token_at is not None
     assert len(await billed(simulator, call)) == 1
-
-    # The connection was closed, not read on behind the agent's back.
-    async def closed() -> bool:
-        return not simulator.stats()["in_flight"]
-
-    await until(closed, "the simulator noticed that the connection was closed")
 
 
 async def test_an_agent_that_raises_while_it_reads(streams: Streams, service: LlmService) -> None:
