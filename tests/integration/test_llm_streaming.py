@@ -17,7 +17,8 @@ from tests.agent_runs import CrashError, OrderedCall, llm_service, order
 from tests.processes import until
 
 WORDS = "One two three four five six seven eight."
-ANSWERS = [AnswerRule(user="count", answer=WORDS), AnswerRule(user="short", answer="Yes.")]
+LONG = AnswerRule(user="at length", answer=" ".join(["word"] * 300))
+ANSWERS = [AnswerRule(user="count", answer=WORDS), AnswerRule(user="short", answer="Yes."), LONG]
 
 pytestmark = [
     # Pydantic's remarks about LiteLLM's own types, made while it reads a stream.
@@ -114,7 +115,7 @@ async def test_a_recorded_stream_is_replayed_and_paid_once(
 async def test_a_stream_that_its_agent_leaves(
     streams: Streams, service: LlmService, simulator: SimulatorProcess
 ) -> None:
-    simulator.set_faults([FaultRule(slow_body_ms=4_000)])
+    simulator.set_faults([FaultRule(slow_body_ms=60_000)])
     given: list[list[str]] = []
 
     async def closed() -> bool:
@@ -123,21 +124,21 @@ async def test_a_stream_that_its_agent_leaves(
     async def crash(task: Task, context: TaskContext) -> None:
         pieces, stream = await leave_after_three(task, context)
         given.append(pieces)
-        # Not only when nobody refers to it any more.
-        await until(closed, "the simulator noticed that the connection was closed")
+        # At once: long before the answer is over, and not only when nobody refers to the stream any more.
+        await until(closed, "the simulator noticed that the connection was closed", deadline_s=30)
         assert stream.text == "".join(pieces)
         raise CrashError
 
-    call = await order(streams, service, text="count")
+    call = await order(streams, service, text="at length")
     for _ in range(2):
         with pytest.raises(CrashError):
             await call.run(crash)
         await call.end_lease()
     # The agent that is run again leaves at the same piece: it may have counted them.
-    assert given == [["One", " two", " three"]] * 2
+    assert given == [["word", " word", " word"]] * 2
     (attempt,) = await call.attempts()
     assert (attempt.status, attempt.cost_status, attempt.cost_usd) == ("cancelled", "unknown", None)
-    assert attempt.response["text"] == "One two three"
+    assert attempt.response["text"] == "word word word"
     assert attempt.first_token_at is not None
     assert len(await billed(simulator, call)) == 1
 
