@@ -99,9 +99,9 @@ class Slots:
         async with self._saying:
             sent_at = time.monotonic()
             asked = [(a, self._busy[a], max(wanted(a), self._busy[a]), self._limits[a]) for a in agents]
-            for agent, _, count, _ in asked:
-                # What is about to be given back is not to be used any more.
-                self._held[agent] = min(self._held[agent], count)
+            for agent, busy, _, _ in asked:
+                # Until the answer is there, what does not run yet may be given to somebody else.
+                self._held[agent] = busy
             granted = await self._functions.slots(self._worker, asked, lease_ms=self._lease_ms)
             for (agent, *_), (count, left) in zip(asked, granted, strict=True):
                 self._held[agent] = count

@@ -235,16 +235,17 @@ class CallSubscriber(_ReadySubscriber):
                 wants, self.worker, lease_ms=self.lease_ms, taken_up=self.slots.taken_up()
             )
             for delivery in (delivery for deliveries in taken for delivery in deliveries):
-                found[delivery.shard, delivery.agent_id] += 1
-                self._start(delivery)
+                # After a stall as long as a lease, others have the call, and the slot.
+                if not delivery.lease_over():
+                    found[delivery.shard, delivery.agent_id] += 1
+                    self._start(delivery)
         finally:
             for shard, agents in wants:
                 for agent_id, count in agents:
                     self.slots.end(agent_id, count - found[shard, agent_id])
                     if found[shard, agent_id] < count:
                         self._look[agent_id].discard(shard)
-        if self._giving_back is None or self._giving_back.done():
-            self._giving_back = asyncio.create_task(self._give_back())
+            self._give_back_later()
 
     async def _sweep(self) -> None:
         shards = range(self.streams.keys.shards)
@@ -280,14 +281,16 @@ class CallSubscriber(_ReadySubscriber):
                 wants.setdefault(shard, []).append((agent_id, count))
         return list(wants.items())
 
-    async def _give_back(self) -> None:
+    def _give_back_later(self) -> None:
+        if self._giving_back is None or self._giving_back.done():
+            self._giving_back = asyncio.create_task(self._give_back_unused())
+
+    async def _give_back_unused(self) -> None:
         later = True
         while later:
             await asyncio.sleep(GIVE_BACK_AFTER_S)
-            try:
+            with contextlib.suppress(UnavailableError):
                 later = await self.slots.give_back(agent_id for agent_id, shards in self._look.items() if not shards)
-            except UnavailableError:
-                return  # the loan ends by itself
 
     def _start(self, delivery: Delivery) -> None:
         task = asyncio.create_task(self._run(delivery))
@@ -298,6 +301,8 @@ class CallSubscriber(_ReadySubscriber):
             self.slots.end(delivery.agent_id)
             if self._look[delivery.agent_id]:
                 self._freed.set()
+            else:
+                self._give_back_later()
 
         task.add_done_callback(finished)
 
