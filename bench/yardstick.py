@@ -32,6 +32,7 @@ from schemas.event import AgentEvent, encode
 from schemas.handoff import HandoffProposal
 from schemas.money import TokenCounts
 from streams.connection import Streams
+from streams.wire import MAX_ITEMS_PER_CALL, MAX_LEASES_PER_CALL
 
 WORKER = "yardstick-1-abcdef"
 _CALL = "c" * 24
@@ -243,15 +244,20 @@ class Yardstick:
     async def _send(self, name: str, items: dict[int, list[Any]]) -> dict[int, list[Any]]:
         if not items:
             return {}
+        sent = [(shard, item | {"at": self._keys.prefixes[shard]}) for shard, group in items.items() for item in group]
+        most = MAX_LEASES_PER_CALL if name == "lease" else MAX_ITEMS_PER_CALL
         pipeline = self._redis.pipeline(transaction=False)
-        for shard, group in items.items():
-            packed = msgpack.packb(group, use_bin_type=False)
-            pipeline.execute_command("FCALL", f"hw_{name}", 1, self._keys.prefixes[shard], packed)
-        replies = [msgpack.unpackb(reply) for reply in await pipeline.execute()]
-        refused = [value for reply in replies for value in reply if isinstance(value, list) and value[:1] == ["error"]]
+        for i in range(0, len(sent), most):
+            packed = msgpack.packb([item for _, item in sent[i : i + most]], use_bin_type=False)
+            pipeline.execute_command("FCALL", f"hw_{name}", 1, self._keys.prefixes[0], packed)
+        replies = [value for reply in await pipeline.execute() for value in msgpack.unpackb(reply)]
+        refused = [value for value in replies if isinstance(value, list) and value[:1] == ["error"]]
         if refused:
             raise RuntimeError(f"hw_{name} refused an item: {refused[0][1]}")
-        return dict(zip(items, replies, strict=True))
+        by_shard: dict[int, list[Any]] = {shard: [] for shard in items}
+        for (shard, _), value in zip(sent, replies, strict=True):
+            by_shard[shard].append(value)
+        return by_shard
 
 
 def _decided(commit: dict[str, Any], kind: str, task: str, source: str) -> int:

@@ -120,9 +120,7 @@ def add_runner(
 
 def add_projector(broker: RedisBroker, streams: Streams, runner: Runner, settings: Settings) -> LogSubscriber:
     """The projections, reading every tenant's log."""
-    subscriber = LogSubscriber(
-        broker, streams, PROJECTOR, lease_ms=settings.lease_ms, max_tenants=256, max_entries=2000
-    )
+    subscriber = LogSubscriber(broker, streams, PROJECTOR, lease_ms=settings.lease_ms, max_tenants=256, max_entries=500)
 
     @subscriber
     async def project(leased: LeasedRound) -> list[Commit]:

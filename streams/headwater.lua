@@ -5,7 +5,8 @@
 -- Calling convention, the same for all functions:
 --   KEYS[1]  the shard's key prefix, such as hw:{s07} (for `slots`, hw:{agents}). It carries the hash tag, so the whole call runs on the node
 --            that owns the shard; all other keys are built from it below and in streams/keys.py.
---   ARGV[1]  MessagePack: a list of items, each a map. Items are independent of each other.
+--   ARGV[1]  MessagePack: a list of items, each a map. Items are independent of each other. On a single node, an item
+--            may name the prefix of another shard as `at`, so that one call serves many shards.
 --   returns  MessagePack: a list with one reply per item, in order. A reply of {"error", text} means that this item
 --            wrote nothing; the other items are not affected.
 --
@@ -38,7 +39,7 @@
 --   A:workers:<agent>    zset  worker -> ms at which its loan of slots ends unless it renews it
 --   A:slots:<agent>      hash  worker -> number of slots, each the right to run that agent once at a time
 
-local VERSION = 7
+local VERSION = 8
 local LOG_READERS = {'decider', 'projector'}
 local MAX_DUE = 32  -- how many tasks are tried again in one batch
 local RANK = 2 ^ 44  -- a rank's share of a queue score: above it the priority, below it the turn
@@ -46,9 +47,14 @@ local RANK = 2 ^ 44  -- a rank's share of a queue score: above it the priority, 
 -- The text of an error that `pcall` caught: redis.call raises a table, Lua a string.
 local function text_of(caught) return type(caught) == 'table' and (caught.err or 'unknown') or tostring(caught) end
 
+-- The time stands still within one call, so it is asked for once.
+local call_ms
 local function now_ms()
-  local t = redis.call('TIME')
-  return t[1] * 1000 + math.floor(t[2] / 1000)
+  if not call_ms then
+    local t = redis.call('TIME')
+    call_ms = t[1] * 1000 + math.floor(t[2] / 1000)
+  end
+  return call_ms
 end
 
 -- Raises an error while nothing is written yet if a key that is about to be written holds another type.
@@ -63,17 +69,12 @@ local function need_once(kind, key)
   checked[key] = true
 end
 
--- What `write_facts` and waking the log's readers need.
+-- `write_facts` needs this, and the type of the log: its first write finds that out, unless something is written before.
 local FACT_SIZE = 11
-local function need_log(S, tenant, facts, blobs)
-  need('stream', S .. ':' .. tenant .. ':log')
+local function need_facts(S, tenant, facts, blobs)
   if blobs and #blobs > 0 then need('zset', S .. ':' .. tenant .. ':blobs') end
   for _, f in ipairs(facts or {}) do
     if #f ~= FACT_SIZE then error('a fact has ' .. FACT_SIZE .. ' values, not ' .. #f, 0) end
-  end
-  for _, reader in ipairs(LOG_READERS) do
-    need_once('zset', S .. ':ready:' .. reader)
-    need_once('list', S .. ':bell:' .. reader)
   end
 end
 
@@ -82,10 +83,24 @@ local function ring(S, reader, token)
   if not redis.call('LPOS', bell, token) then redis.call('LPUSH', bell, token) end
 end
 
--- Marks the tenant as having something to read. A tenant that is ready or leased already is left as it is: its
--- reader looks again when it commits.
-local function wake(S, reader, tenant, now)
-  if redis.call('ZADD', S .. ':ready:' .. reader, 'NX', now, tenant) == 1 then ring(S, reader, '1') end
+-- Which of `readers` are to be woken for the tenant, found out before anything is written: a tenant that is ready or
+-- leased already is left as it is, for its reader looks again when it commits.
+local function sleeping(S, tenant, readers)
+  local found = {}
+  for _, reader in ipairs(readers) do
+    if not redis.call('ZSCORE', S .. ':ready:' .. reader, tenant) then
+      found[#found + 1] = {reader, redis.call('LPOS', S .. ':bell:' .. reader, '1')}
+    end
+  end
+  return found
+end
+
+-- Marks the tenant as having something to read, for those that `sleeping` found.
+local function wake(S, tenant, found, now)
+  for _, reader in ipairs(found) do
+    redis.call('ZADD', S .. ':ready:' .. reader[1], now, tenant)
+    if not reader[2] then redis.call('LPUSH', S .. ':bell:' .. reader[1], '1') end
+  end
 end
 
 -- Appends entries to the tenant's log, with the blobs they refer to. Returns their positions.
@@ -106,9 +121,8 @@ local function write_facts(S, tenant, facts, blobs)
   return positions
 end
 
-local function enqueue(S, tenant, call, agent, score)
+local function enqueue(S, tenant, call, agent, score, turn)
   redis.call('ZADD', S .. ':' .. tenant .. ':queue:' .. agent, score, call)
-  local turn = redis.call('INCR', S .. ':turn')
   redis.call('ZADD', S .. ':ready:agent:' .. agent, 'NX', turn, tenant)
   ring(S, 'worker', agent)
 end
@@ -158,11 +172,11 @@ local function append(S, item)
     local position, fingerprint, task = string.match(seen, '^(%S+) (%S+) (.*)$')
     return {fingerprint == item.fingerprint and 'duplicate' or 'conflict', position, task}
   end
-  need_log(S, item.tenant, {item.fact}, item.blobs)
+  need_facts(S, item.tenant, {item.fact}, item.blobs)
+  local readers = sleeping(S, item.tenant, LOG_READERS)
   local position = write_facts(S, item.tenant, {item.fact}, item.blobs)[1]
   redis.call('SET', dedup, position .. ' ' .. item.fingerprint .. ' ' .. item.task, 'PX', item.ttl_ms)
-  local now = now_ms()
-  for _, reader in ipairs(LOG_READERS) do wake(S, reader, item.tenant, now) end
+  wake(S, item.tenant, readers, now_ms())
   return {'new', position, item.task}
 end
 
@@ -311,12 +325,9 @@ local function defers(item) return #(item.tried or {}) + #(item.retries or {}) +
 
 local function need_commit(S, item)
   local prefix = S .. ':' .. item.tenant
-  need_log(S, item.tenant, item.facts, item.blobs)
+  need_facts(S, item.tenant, item.facts, item.blobs)
   if #(item.states or {}) + #(item.ended or {}) > 0 then need('hash', prefix .. ':state') end
-  if #(item.calls or {}) > 0 then
-    need_once('list', S .. ':bell:worker')
-    if not tonumber(redis.call('GET', S .. ':turn') or 0) then error('the counter of turns is not a number', 0) end
-  end
+  if #(item.calls or {}) > 0 then need_once('list', S .. ':bell:worker') end
   for _, call in ipairs(item.calls or {}) do
     need('hash', prefix .. ':call:' .. call[1])
     need('zset', prefix .. ':queue:' .. call[2])
@@ -328,11 +339,7 @@ local function need_commit(S, item)
     need('zset', prefix .. ':queue:' .. (redis.call('HGET', call, 'agent') or ''))
   end
   need_parked(S, item.tenant, item.parked)
-  if item.reader == 'decider' then need('zset', prefix .. ':due') end
-  if defers(item) then
-    need('hash', prefix .. ':deferred')
-    need('zset', S .. ':due')
-  end
+  if defers(item) then need('hash', prefix .. ':deferred') end
 end
 
 -- What of the batch could not be handled yet, or was and need not be tried again.
@@ -354,11 +361,16 @@ local function defer_rest(S, item, now)
   for _, entry in ipairs(item.behind or {}) do defer_behind(S, item.tenant, entry[1], entry[2], now) end
 end
 
+-- When the tenant's first deferred task is due, or nil.
+local function first_due(S, tenant) return redis.call('ZRANGE', S .. ':' .. tenant .. ':due', 0, 0, 'WITHSCORES')[2] end
+
 -- Keeps it known on the shard when the tenant's first deferred task is due. Due already: the tenant is ready.
-local function arm(S, tenant, now)
-  local first = redis.call('ZRANGE', S .. ':' .. tenant .. ':due', 0, 0, 'WITHSCORES')
-  if not first[2] then return end
-  if tonumber(first[2]) <= now then wake(S, 'decider', tenant, now) else redis.call('ZADD', S .. ':due', first[2], tenant) end
+local function arm(S, tenant, due, now)
+  if tonumber(due) > now then
+    redis.call('ZADD', S .. ':due', due, tenant)
+  elseif redis.call('ZADD', S .. ':ready:decider', 'NX', now, tenant) == 1 then
+    ring(S, 'decider', '1')
+  end
 end
 
 -- commit: what a log reader made of its batch: facts, calls, states and the new position, all or nothing.
@@ -376,10 +388,21 @@ local function commit(S, item)
   if (held[1] or '0-0') ~= item.from or tonumber(held[2]) ~= item.epoch or ends <= now then return {'stale'} end
 
   local log = prefix .. ':log'
-  local newest = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
   local position = item.to
-  local caught_up = not newest or newest[1] == item.to
+  local caught_up = #redis.call('XRANGE', log, '(' .. item.to, '+', 'COUNT', 1) == 0
   need_commit(S, item)
+  local others = {}
+  for _, reader in ipairs(#(item.facts or {}) > 0 and LOG_READERS or {}) do
+    if reader ~= item.reader then others[#others + 1] = reader end
+  end
+  local readers_asleep = sleeping(S, item.tenant, others)
+  local due = item.reader == 'decider' and first_due(S, item.tenant)
+  if due or defers(item) then
+    need_once('zset', S .. ':due')
+    need_once('list', S .. ':bell:decider')
+  end
+  -- The last thing that can fail, and the first that is written.
+  local turn = #(item.calls or {}) > 0 and redis.call('INCRBY', S .. ':turn', #item.calls)
   local positions = write_facts(S, item.tenant, item.facts, item.blobs)
   -- With nothing in between, the reader need not read its own facts again.
   if caught_up and #positions > 0 then position = positions[#positions] end
@@ -388,23 +411,23 @@ local function commit(S, item)
 
   for _, entry in ipairs(item.states or {}) do redis.call('HSET', prefix .. ':state', entry[1], entry[2]) end
   for _, task in ipairs(item.ended or {}) do redis.call('HDEL', prefix .. ':state', task) end
-  for _, call in ipairs(item.calls or {}) do
-    local score = call[3] * RANK + redis.call('INCR', S .. ':turn')
+  for i, call in ipairs(item.calls or {}) do
+    local mine = turn - #item.calls + i
+    local score = call[3] * RANK + mine
     redis.call('HSET', prefix .. ':call:' .. call[1], 'agent', call[2], 'rank', score, 'body', call[4])
-    enqueue(S, item.tenant, call[1], call[2], score)
+    enqueue(S, item.tenant, call[1], call[2], score, mine)
   end
   for _, id in ipairs(item.cancels or {}) do cancel(S, item.tenant, id) end
   park(S, item.tenant, item.parked)
-  if defers(item) then defer_rest(S, item, now) end
-  if item.reader == 'decider' then arm(S, item.tenant, now) end
+  if defers(item) then
+    defer_rest(S, item, now)
+    due = first_due(S, item.tenant)
+  end
+  if due then arm(S, item.tenant, due, now) end
   for _, entry in ipairs(item.notify or {}) do
     redis.call('PUBLISH', prefix .. ':done', entry[1] .. ' ' .. positions[entry[2]])
   end
-  if #positions > 0 then
-    for _, reader in ipairs(LOG_READERS) do
-      if reader ~= item.reader then wake(S, reader, item.tenant, now) end
-    end
-  end
+  wake(S, item.tenant, readers_asleep, now)
   return 1
 end
 
@@ -419,7 +442,8 @@ local function take_one(S, worker, tenant, agent, ends)
     redis.call('ZREM', ready, tenant)
   end
   local call = S .. ':' .. tenant .. ':call:' .. (id or '')
-  if not id or redis.call('HLEN', call) == 0 then return nil end
+  local found = redis.call('HMGET', call, 'agent', 'body', 'cancelled')
+  if not id or not found[1] then return nil end
   local delivery = redis.call('HINCRBY', call, 'delivery', 1)
   redis.call('HSET', call, 'owner', worker)
   redis.call('ZADD', S .. ':leases', ends, tenant .. '|' .. id)
@@ -434,8 +458,7 @@ local function take_one(S, worker, tenant, agent, ends)
       end
     end
   end
-  local found = redis.call('HMGET', call, 'body', 'cancelled')
-  return {tenant, agent, id, delivery, found[1], steps, found[2] and 1 or 0}
+  return {tenant, agent, id, delivery, found[2], steps, found[3] and 1 or 0}
 end
 
 -- take: the next calls for a worker's free places, one tenant after the other; within a tenant by priority, then age.
@@ -466,10 +489,11 @@ local function take(S, item)
 end
 
 -- Does this worker still hold this delivery of the call? A lease that ended does not count, even if nobody took over.
-local function holds(S, item, now)
-  local owner = redis.call('HMGET', S .. ':' .. item.tenant .. ':call:' .. item.call, 'owner', 'delivery')
+-- The second value is the call's field `name`.
+local function holds(S, item, now, name)
+  local found = redis.call('HMGET', S .. ':' .. item.tenant .. ':call:' .. item.call, 'owner', 'delivery', name or '')
   local ends = redis.call('ZSCORE', S .. ':leases', item.tenant .. '|' .. item.call)
-  return owner[1] == item.worker and tonumber(owner[2]) == item.delivery and ends and tonumber(ends) > now
+  return found[1] == item.worker and tonumber(found[2]) == item.delivery and ends and tonumber(ends) > now, found[3]
 end
 
 -- record: facts of a call that goes on, such as a finished step, once per key. Renews the lease.
@@ -477,17 +501,17 @@ end
 --   reply  {"recorded", position of the key's fact} | {"stale"}
 local function record(S, item)
   local now = now_ms()
-  if not holds(S, item, now) then return {'stale'} end
-  local call = S .. ':' .. item.tenant .. ':call:' .. item.call
-  local position = redis.call('HGET', call, 's' .. item.key)
+  local held, position = holds(S, item, now, 's' .. item.key)
+  if not held then return {'stale'} end
   if not position then
-    need_log(S, item.tenant, item.facts, item.blobs)
+    need_facts(S, item.tenant, item.facts, item.blobs)
     need('zset', S .. ':' .. item.tenant .. ':steps')
+    local readers = sleeping(S, item.tenant, {'projector'})
     local positions = write_facts(S, item.tenant, item.facts, item.blobs)
     position = positions[#positions]
     redis.call('ZADD', S .. ':' .. item.tenant .. ':steps', 'NX', string.match(position, '^%d+'), item.call)
-    redis.call('HSET', call, 's' .. item.key, position)
-    wake(S, 'projector', item.tenant, now)
+    redis.call('HSET', S .. ':' .. item.tenant .. ':call:' .. item.call, 's' .. item.key, position)
+    wake(S, item.tenant, readers, now)
   end
   redis.call('ZADD', S .. ':leases', now + item.lease_ms, item.tenant .. '|' .. item.call)
   return {'recorded', position}
@@ -511,14 +535,16 @@ end
 local function settle(S, item)
   local now = now_ms()
   if not holds(S, item, now) then return {'stale'} end
-  need_log(S, item.tenant, item.facts, item.blobs)
+  need_facts(S, item.tenant, item.facts, item.blobs)
+  local readers = sleeping(S, item.tenant, LOG_READERS)
+  need('stream', S .. ':' .. item.tenant .. ':log')
   need_parked(S, item.tenant, item.parked)
   redis.call('ZREM', S .. ':' .. item.tenant .. ':steps', item.call)
   park(S, item.tenant, item.parked)
   write_facts(S, item.tenant, item.facts, item.blobs)
   redis.call('DEL', S .. ':' .. item.tenant .. ':call:' .. item.call)
   redis.call('ZREM', S .. ':leases', item.tenant .. '|' .. item.call)
-  for _, reader in ipairs(LOG_READERS) do wake(S, reader, item.tenant, now) end
+  wake(S, item.tenant, readers, now)
   return 1
 end
 
@@ -534,7 +560,7 @@ local function reclaim(S, item)
     local found = redis.call('HMGET', call, 'agent', 'rank')
     if found[1] then
       redis.call('HDEL', call, 'owner')
-      enqueue(S, tenant, id, found[1], found[2])
+      enqueue(S, tenant, id, found[1], found[2], redis.call('INCR', S .. ':turn'))
     end
   end
   local waiting = {}
@@ -590,7 +616,9 @@ local function resolve(S, item)
   if not entry then return {'gone'} end
   local fields = {}
   for i = #entry[2] - 1, 1, -2 do fields[entry[2][i]] = entry[2][i + 1] end
-  need_log(S, item.tenant, item.facts, item.blobs)
+  need_facts(S, item.tenant, item.facts, item.blobs)
+  need('stream', prefix .. ':log')
+  local readers = sleeping(S, item.tenant, LOG_READERS)
   need('hash', prefix .. ':deferred')
   need('zset', prefix .. ':due')
   need('zset', S .. ':due')
@@ -604,7 +632,7 @@ local function resolve(S, item)
   end
   redis.call('XDEL', prefix .. ':parked', item.id)
   write_facts(S, item.tenant, item.facts, item.blobs)
-  for _, reader in ipairs(LOG_READERS) do wake(S, reader, item.tenant, now) end
+  wake(S, item.tenant, readers, now)
   return 1
 end
 
@@ -668,9 +696,9 @@ end
 local function register(name, handle)
   redis.register_function('hw_' .. name, function(keys, args)
     local replies = {}
-    checked = {}
+    checked, call_ms = {}, nil
     for i, item in ipairs(cmsgpack.unpack(args[1])) do
-      local ok, reply = pcall(handle, keys[1], item)
+      local ok, reply = pcall(handle, item.at or keys[1], item)
       if ok then
         replies[i] = reply
       else

@@ -1,7 +1,8 @@
 """How calls of the function library travel: packed, in pipelines, with lost connections told apart from refusals.
 
 Calls made in the same turn of the event loop, or while an earlier batch is on its way, travel together in one
-pipeline, one FCALL per function and shard. Under load this is what makes a hop cheap; when idle nothing waits.
+pipeline: one FCALL per function, on a cluster per function and shard. Under load this is what makes a hop cheap; when
+idle nothing waits.
 """
 
 import asyncio
@@ -25,12 +26,14 @@ log = structlog.get_logger(__name__)
 
 RedisClient = Redis | RedisCluster
 _Group = tuple[str, str, list[tuple[bytes, asyncio.Future[Any]]]]
-"""What one FCALL carries: function, key prefix, and (packed item, future of its reply) pairs."""
+"""What one FCALL carries: function, its key, and (packed item, future of its reply) pairs."""
 
 MAX_PIPELINES = 2
 """How many pipelines are on their way at once: one is prepared here while the server works on the other."""
 MAX_ITEMS_PER_CALL = 64
 """How many items one FCALL carries at most: Redis serves nobody else while a function runs."""
+MAX_LEASES_PER_CALL = 4
+"""The same for `lease`, whose every item may reply hundreds of entries."""
 
 
 class FunctionError(HeadwaterError):
@@ -52,6 +55,7 @@ class FunctionCalls:
         self._flushers: set[asyncio.Task[None]] = set()
         self._flushing = 0
         self._scheduled = False
+        self._one_node = not isinstance(redis, RedisCluster)
 
     def _submit(self, name: str, shard: int, item: dict[str, Any]) -> asyncio.Future[Any]:
         return self._submit_to(name, self.keys.prefixes[shard], item)
@@ -59,12 +63,14 @@ class FunctionCalls:
     def _submit_to(self, name: str, prefix: str, item: dict[str, Any]) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         try:
-            packed = pack(item)
+            # On one node an item names its shard itself, and shares its FCALL with those of other shards.
+            packed = pack({**item, "at": prefix} if self._one_node else item)
         except (TypeError, ValueError, OverflowError) as error:
             # One item that cannot be sent must not take the others of its pipeline with it.
             future.set_exception(InvalidInputError(f"{name}: a value cannot be sent to Redis: {error}"))
             return future
-        self._pending.setdefault((name, prefix), []).append((packed, future))
+        key = self.keys.prefixes[0] if self._one_node else prefix
+        self._pending.setdefault((name, key), []).append((packed, future))
         if self._flushing < MAX_PIPELINES and not self._scheduled:
             self._scheduled = True
             # Counted, for a flusher that has ended is still in the set until the event loop's next turn.
@@ -80,9 +86,10 @@ class FunctionCalls:
             while self._pending:
                 pending, self._pending = self._pending, {}
                 await self._send([
-                    (name, prefix, items[i : i + MAX_ITEMS_PER_CALL])
-                    for (name, prefix), items in pending.items()
-                    for i in range(0, len(items), MAX_ITEMS_PER_CALL)
+                    (name, key, items[i : i + most])
+                    for (name, key), items in pending.items()
+                    for most in (MAX_LEASES_PER_CALL if name == "lease" else MAX_ITEMS_PER_CALL,)
+                    for i in range(0, len(items), most)
                 ])  # fmt: skip
         finally:
             self._flushing -= 1

@@ -279,7 +279,7 @@ async def test_an_item_that_fails_fails_alone(streams: Streams) -> None:
 
 
 TENANT_KEYS = ["state", "parked", "due", "call:c1", f"queue:{AGENT}"]
-SHARD_KEYS = ["turn", "bell:worker", "bell:projector", f"ready:agent:{AGENT}", "ready:projector"]
+SHARD_KEYS = ["turn", "bell:worker", f"ready:agent:{AGENT}", "ready:projector"]
 
 
 @pytest.mark.parametrize("damaged", [f"acme:{key}" for key in TENANT_KEYS] + SHARD_KEYS)
@@ -299,6 +299,47 @@ async def test_a_commit_that_fails_writes_nothing(streams: Streams, damaged: str
     # With the damage gone, the same commit is written.
     await streams.redis.delete(key)
     assert await commit(streams, batch, made)
+
+
+READY_KEYS = ["ready:decider", "bell:decider", "ready:projector", "bell:projector"]
+
+
+@pytest.mark.parametrize("damaged", ["acme:log", *READY_KEYS])
+async def test_an_append_that_fails_writes_nothing(streams: Streams, damaged: str) -> None:
+    key = f"{streams.keys.prefixes[streams.keys.shard_of('acme')]}:{damaged}"
+    await streams.redis.set(key, "no list, sorted set or stream")
+    before = await everything(streams)
+    with pytest.raises(FunctionError):
+        await append(streams, "acme")
+    assert await everything(streams) == before
+    await streams.redis.delete(key)
+    assert (await append(streams, "acme"))[0] == "new"
+
+
+@pytest.mark.parametrize("how", ["record", "settle"])
+@pytest.mark.parametrize("damaged", ["acme:log", *READY_KEYS[2:]])
+async def test_a_call_that_cannot_be_written_about_stays_as_it_is(streams: Streams, damaged: str, how: str) -> None:
+    await order(streams, {"acme": [call("c1")]})
+    [held] = await take(streams)
+    # Read to the end, so that the projector is to be woken by what comes.
+    [batch] = await lease(streams, "projector")
+    assert await streams.functions.commit("projector", [(batch, Commit())]) == [True]
+    key = f"{streams.keys.prefixes[streams.keys.shard_of('acme')]}:{damaged}"
+    await streams.redis.delete(key)
+    await streams.redis.set(key, "no list, sorted set or stream")
+    before = await everything(streams)
+
+    async def write() -> None:
+        if how == "record":
+            await streams.functions.record(held, lease_ms=LONG_MS, key="0:a", facts=[fact("x")], blobs={})
+        else:
+            await streams.functions.settle(held, facts=[fact("x")], blobs={})
+
+    with pytest.raises(FunctionError):
+        await write()
+    assert await everything(streams) == before
+    await streams.redis.delete(key)
+    await write()
 
 
 @pytest.mark.parametrize("damaged", ["log", f"queue:{AGENT}"])
