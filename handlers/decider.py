@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
+from pydantic import ValidationError
 
-from handlers.supervisor import DECIDER, SUPERVISOR, WANTED, Decision, Rules, TaskState, call_for, decide, evolve
-from schemas.bodies import EventDropped, SupervisorAnswered, TaskSubmitted
+from handlers.refold import causes, refold
+from handlers.supervisor import DECIDER, SUPERVISOR, Decision, Rules, TaskState, call_for, decide, evolve
+from schemas.bodies import SupervisorAnswered, TaskSubmitted
 from schemas.content import Json, blob_of
 from schemas.errors import UnavailableError, UnreadableEventError
 from schemas.event import AgentEvent, encode, encode_body
@@ -87,12 +89,21 @@ class Decider:
         made = Commit()
         event = read_event(batch.tenant_id, entry)
         if event.task_id not in states:
-            stored = batch.states.get(event.task_id)
-            states[event.task_id] = TaskState.model_validate_json(stored) if stored else None
+            states[event.task_id] = await self._state(batch, event)
         state = states[event.task_id]
         decisions = decide(state, event, self._rules, await self._contents(state, event))
         states[event.task_id] = self._apply(made, evolve(state, event), event, decisions)
         return made
+
+    async def _state(self, batch: TenantBatch, event: AgentEvent) -> TaskState | None:
+        stored = batch.states.get(event.task_id)
+        try:
+            return None if stored is None else TaskState.model_validate_json(stored)
+        except ValidationError as error:
+            # Damaged, or left by a newer version of the code.
+            first = error.errors(include_url=False, include_input=False)[0]
+            logger.warning("state_folded_anew", tenant=batch.tenant_id, task=event.task_id, error=first["msg"])
+            return await refold(self._log, batch.tenant_id, event.task_id, before=event.position or "")
 
     async def _contents(self, state: TaskState | None, event: AgentEvent) -> dict[str, bytes]:
         """The large contents that a decision on `event` may look at: the task's own, and a model's answer."""
@@ -142,7 +153,7 @@ def redecide(events: Iterable[AgentEvent], rules: Rules, blobs: Mapping[str, byt
     whose recorded decisions do not follow from each other is reported once, at the first that does not. An event that
     somebody dropped was never decided on, and is left out here too.
     """
-    wanted, recorded = _causes(events)
+    wanted, recorded = causes(events)
     states: dict[tuple[str, str], TaskState | None] = {}
     broken: set[tuple[str, str]] = set()
     for cause in wanted:
@@ -167,21 +178,6 @@ def redecide(events: Iterable[AgentEvent], rules: Rules, blobs: Mapping[str, byt
                 yield Divergence(cause, ordinal, event, None)
                 break
         states[key] = state
-
-
-def _causes(events: Iterable[AgentEvent]) -> tuple[list[AgentEvent], dict[str, list[AgentEvent]]]:
-    """The events that were decided on, and the recorded decisions by the id of their cause."""
-    recorded: dict[str, list[AgentEvent]] = {}
-    wanted: list[AgentEvent] = []
-    dropped: set[tuple[str, str | None]] = set()
-    for event in events:
-        if event.body.decision:
-            recorded.setdefault(event.parent_event_id or "", []).append(event)
-        elif event.type in WANTED:
-            wanted.append(event)
-        if isinstance(event.body, EventDropped):
-            dropped.add((event.tenant_id, event.body.position))
-    return [event for event in wanted if (event.tenant_id, event.position) not in dropped], recorded
 
 
 def _same(a: AgentEvent, b: AgentEvent) -> bool:

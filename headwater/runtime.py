@@ -25,7 +25,8 @@ from projections.session_store import SessionStore
 from schemas.event import AgentEvent
 from streams.connection import Streams
 from streams.functions import Commit
-from streams.subscriber import CallSubscriber, LeasedRound, LogSubscriber, TakenCall, settle_middleware
+from streams.settling import settle_middleware
+from streams.subscriber import CallSubscriber, LeasedRound, LogSubscriber, TakenCall
 
 MAX_TENANTS_PER_ROUND = 64
 PROJECTOR = "projector"

@@ -130,6 +130,17 @@ def parked_calls(delivery: Delivery, events: Sequence[AgentEvent]) -> list[Field
     ]  # fmt: skip
 
 
+def damaged_call(delivery: Delivery, error: Exception) -> AgentEvent:
+    """The event of a call that was taken and cannot be read: its task is not known."""
+    text = printable(f"the call cannot be read: {error}", MAX_ERROR_CHARS)
+    logger.error("call_parked", tenant=delivery.tenant_id, call=delivery.call_id, error=text)
+    body = EventParked(
+        reader="worker", position="", event_id=delivery.call_id, event_type="call", attempts=1, error=text
+    )
+    event_id = derived_id(delivery.tenant_id, delivery.call_id, "parked", delivery.delivery)
+    return about(delivery.tenant_id, {}, body, event_id, source=NOBODY)
+
+
 def _with_origin(
     reader: str, position: str, waits: str, attempts: int, error: str, call: str, flat: Sequence[str]
 ) -> Fields:

@@ -8,20 +8,20 @@ is the only module that builds on FastStream's private bases (hence the pin belo
 - `LogSubscriber`: a message is a `LeasedRound`, batches of several tenants; its handler returns a `Commit` for each.
 - `CallSubscriber`: a message is a `TakenCall`; its handler returns the events that settle it.
 
-What a handler returns is written by the settle middleware, in one atomic step a batch or call.
+What a handler returns is written by the settle middleware (`streams/settling.py`), in one atomic step a batch or call.
 """
 
 import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
 from anyio import Event
-from faststream import AckPolicy, BaseMiddleware
+from faststream import AckPolicy
 from faststream._internal.broker.registrator import Registrator
 from faststream._internal.endpoint.subscriber.call_item import CallsCollection
 from faststream.message import StreamMessage
@@ -29,14 +29,15 @@ from faststream.redis import RedisBroker, StreamSub
 from faststream.redis.subscriber.config import RedisSubscriberConfig, RedisSubscriberSpecificationConfig
 from faststream.redis.subscriber.specification import StreamSubscriberSpecification
 from faststream.redis.subscriber.usecases import LogicSubscriber
+from pydantic import ValidationError
 
 from schemas.call import Call
 from schemas.errors import ConfigurationError, HeadwaterError, InvalidInputError, StaleLeaseError, UnavailableError
 from schemas.event import AgentEvent, encode
 from streams.connection import Streams
 from streams.doorbell import SWEEP_S, Doorbell
-from streams.functions import Commit, Delivery, FunctionError, TenantBatch
-from streams.retries import parked_calls
+from streams.functions import Commit, Delivery, TenantBatch
+from streams.retries import damaged_call, parked_calls
 from streams.slots import GIVE_BACK_AFTER_S, Slots
 
 logger = structlog.get_logger(__name__)
@@ -309,12 +310,27 @@ class CallSubscriber(_ReadySubscriber):
     async def _run(self, delivery: Delivery) -> None:
         # Without a settle the lease ends, and the call is delivered again, to this or another worker.
         try:
-            taken = TakenCall(delivery, Call.model_validate_json(delivery.body))
-            await self.process_message(taken)
+            call = Call.model_validate_json(delivery.body)
+        except ValidationError as error:
+            await self._park(delivery, error)
+            return
+        try:
+            await self.process_message(TakenCall(delivery, call))
         except StaleLeaseError as error:
             logger.warning("lease_lost", tenant=delivery.tenant_id, call=delivery.call_id, error=str(error))
         except Exception as error:
             logger.error("call_not_settled", tenant=delivery.tenant_id, call=delivery.call_id, error=str(error))
+
+    async def _park(self, delivery: Delivery, error: ValidationError) -> None:
+        """A call that cannot be read is no call: kept aside, for a person to look at."""
+        event = damaged_call(delivery, error)
+        blobs: dict[str, bytes] = {}
+        try:
+            await self.streams.functions.settle(
+                delivery, facts=[encode(event, blobs)], blobs=blobs, parked=parked_calls(delivery, [event])
+            )
+        except HeadwaterError as refused:
+            logger.warning("call_not_parked", tenant=delivery.tenant_id, call=delivery.call_id, error=str(refused))
 
     async def _keep(self) -> None:
         """Renews the leases and the slots together, also while the last runs are drained."""
@@ -364,42 +380,3 @@ class Held:
     told: bool = False
     """Its run was cancelled because its task has ended."""
     lost: bool = False
-
-
-def settle_middleware(streams: Streams) -> type[BaseMiddleware[Any, Any]]:
-    """The middleware that writes what a handler returned."""
-
-    class SettleMiddleware(BaseMiddleware[Any, Any]):
-        async def consume_scope(self, call_next: Callable[[Any], Awaitable[Any]], msg: StreamMessage[Any]) -> None:
-            result = await call_next(msg)
-            message: TakenCall | LeasedRound = msg.raw_message
-            if isinstance(message, TakenCall):
-                await _settle(streams, message, result)
-            else:
-                await _commit(streams, message, result)
-
-    return SettleMiddleware
-
-
-async def _settle(streams: Streams, taken: TakenCall, events: Sequence[AgentEvent]) -> None:
-    blobs: dict[str, bytes] = {}
-    try:
-        facts = [encode(event, blobs) for event in events]
-    except InvalidInputError as error:
-        if taken.instead is None:
-            raise
-        events, blobs = taken.instead(error), {}  # another run would give the same, at the same price
-        facts = [encode(event, blobs) for event in events]
-    parked = parked_calls(taken.delivery, events)
-    await streams.functions.settle(taken.delivery, facts=facts, blobs=blobs, parked=parked)
-
-
-async def _commit(streams: Streams, leased: LeasedRound, commits: Sequence[Commit]) -> None:
-    try:
-        written = await streams.functions.commit(leased.reader, list(zip(leased.batches, commits, strict=True)))
-    except FunctionError:
-        # Named in the log. That tenant's lease ends, and its batch is tried again; the others are written.
-        return
-    for batch, is_written in zip(leased.batches, written, strict=True):
-        if not is_written:
-            logger.warning("stale_lease", reader=leased.reader, tenant=batch.tenant_id)
