@@ -59,8 +59,10 @@ class TaskRun:
 class Harness:
     """A team under test. `hw` is the client; `run_task` is what most tests need."""
 
-    def __init__(self, hw: Headwater, provider_url: str, bill: Bill) -> None:
+    def __init__(self, hw: Headwater, settings: Settings, endpoints: Endpoints, provider_url: str, bill: Bill) -> None:
         self.hw = hw
+        self.settings = settings
+        self.endpoints = endpoints
         self.provider_url = provider_url
         self._bill = bill
 
@@ -163,7 +165,7 @@ async def running(
         broker = _broker(own, hw, team, options, make_llm(options, provider))
         await broker.start()
         stack.push_async_callback(broker.stop)
-        yield Harness(hw, url, app[BILL])
+        yield Harness(hw, options, own, url, app[BILL])
 
 
 def _settings(endpoints: Endpoints, provider_url: str, prices: Path | None) -> dict[str, Any]:
