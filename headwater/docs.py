@@ -8,6 +8,7 @@ import typer
 from typer.cli import get_docs_for_click
 
 from headwater.cli import app
+from headwater.docs_replay import replay_page
 from headwater.settings import Settings
 from projections.metric_names import METRICS
 from schemas.export import event_catalogue, event_schemas
@@ -24,6 +25,7 @@ def pages() -> dict[str, str]:
         "settings.md": settings_page(),
         "metrics.md": metrics_page(),
         "cli.md": cli_page(),
+        "replay.md": replay_page(),
     }
 
 
@@ -78,10 +80,11 @@ def cli_page() -> str:
 def main() -> None:
     """Write the pages, or with --check say which are out of date (exit 1)."""
     check = "--check" in sys.argv[1:]
-    stale = [name for name, text in pages().items() if not _is(DOCS / name, text)]
+    made = pages()
+    stale = [name for name, text in made.items() if not _is(DOCS / name, text)]
     for name in stale:
         if not check:
-            (DOCS / name).write_text(pages()[name])
+            (DOCS / name).write_text(made[name])
         sys.stderr.write(f"{'out of date' if check else 'written'}: {DOCS / name}\n")
     sys.exit(1 if check and stale else 0)
 

@@ -103,7 +103,7 @@ async def _submit(streams: Streams) -> set[str]:
     async def one(number: int) -> str:
         tenant = f"tenant-{number % TENANTS:02}"
         text = f"task {number}: " + "please have a look at this " * (number % 7)
-        text += " as a stream" * (number % STREAMED_EVERY == 0) + " and remember it" * (number % REMEMBERED_EVERY == 0)
+        text += " as a stream" * (number % STREAMED_EVERY == 0) + " and remember it" * (number % REMEMBERED_EVERY == 1)
         if number % DECOMPOSED_EVERY == 0:
             text += "\n1. read it\n2. write it"
         return (await buses[tenant].submit(NewTask(tenant=tenant, session=f"s{number % 50}", text=text))).task_id

@@ -1,0 +1,100 @@
+"""Records the log that docs/replay.md tells: `python -m tests.replay.record_story`.
+
+One task that is split, whose first handoff is rejected and repaired, and whose writer is killed in the middle; and one
+plain task of another tenant. Everything is real: servers, worker processes, the provider simulator, and the kill.
+"""
+
+import asyncio
+import contextlib
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from headwater.client import Headwater
+from headwater.embedded import EmbeddedServers, Endpoints
+from headwater.replay.recording import LiveRecording, export
+from headwater.settings import Settings
+from headwater.simulator import AnswerRule, FaultRule, SimulatorConfig, SimulatorProcess, load_prices
+from schemas.task import NewTask
+from tests.processes import HeadwaterProcess, until
+
+TARGET = Path("examples/research_team/recorded.headwater.jsonl")
+PRICES = Path("headwater/simulator/prices.json")
+TEAM = "examples.research_team.agents:team"
+TEXT = (
+    "Please answer our customer Maria Lopez (maria.lopez@corp.example):\n"
+    "1. How does redis keep a stream?\n2. Sum it up, for order 4711."
+)
+STEPS: list[dict[str, Any]] = [
+    {"description": "How does redis keep a stream?"},
+    {"description": "Sum up for Maria Lopez, order 4711?", "depends_on": [0]},
+]
+ANSWERS = [
+    AnswerRule(system="check a handoff", user="only what the facts say|Sum up", json={"grounded": True}),
+    AnswerRule(
+        system="check a handoff",
+        json={"grounded": False, "reasons": ["that streams are never trimmed does not stand in the context"]},
+    ),
+    AnswerRule(
+        system="Split the task", json={"subtasks": STEPS, "reasoning": "a question, and a summary of its answer"}
+    ),
+    AnswerRule(
+        system="Put the results",
+        json={"answer": "Redis keeps a stream in the order in which its entries were added.", "sources": [0, 1]},
+    ),
+    AnswerRule(system="Say in a word", answer="streams"),
+    AnswerRule(system="Choose the one agent", json={"agent_id": "editor", "reasoning": "it shortens texts"}),
+    AnswerRule(system="Answer from the facts", answer="In the order in which they were added, each with an id."),
+    AnswerRule(system="Answer briefly", answer="Shorter."),
+]
+
+
+async def record(data: Path) -> bytes:
+    """Play it, with the servers' data in `data`. Returns the export."""
+    with contextlib.ExitStack() as stack:
+        endpoints = stack.enter_context(EmbeddedServers(data))
+        slow = [FaultRule(model="sim-reasoning", latency_ms=1500), FaultRule(latency_ms=40)]
+        config = SimulatorConfig(seed=3, prices=load_prices(None), faults=slow, answers=ANSWERS)
+        simulator = stack.enter_context(SimulatorProcess(config))
+        env = _environment(endpoints, simulator.url)
+        stack.enter_context(HeadwaterProcess(["projector"], env, data / "projector.log"))
+        first = stack.enter_context(HeadwaterProcess(["worker", "--agents", TEAM], env, data / "w1.log"))
+        settings = Settings(redis_url=endpoints.redis_url, database_url=endpoints.database_url)
+        async with Headwater(settings, endpoints) as hw:
+            await hw.run(NewTask(tenant="globex", session="notes", text="Shorten this."))
+            accepted = await hw.submit(NewTask(tenant="acme", session="s-1042", text=TEXT, type="request"))
+
+            async def writing() -> bool:
+                entries = [e async for e in hw.events("acme", task_id=accepted.task_id)]
+                return any(e.fields["type"] == "agent.started" and e.fields["source"] == "writer" for e in entries)
+
+            await until(writing, "the writer began")
+            first.kill()
+            simulator.set_faults([FaultRule(latency_ms=40)])
+            stack.enter_context(HeadwaterProcess(["worker", "--agents", TEAM], env, data / "w2.log"))
+            outcome = await hw.outcomes.wait(accepted)
+            assert outcome.status == "completed", outcome
+            await hw.caught_up("acme")
+            recording = LiveRecording(hw.streams, hw.pool)
+            return b"".join([line async for line in export(recording, ["acme", "globex"])])
+
+
+def _environment(endpoints: Endpoints, simulator_url: str) -> dict[str, str]:
+    return {
+        "REDIS_URL": endpoints.redis_url,
+        "DATABASE_URL": endpoints.database_url,
+        "HEADWATER_LEASE_MS": "2000",
+        "HEADWATER_LLM_BASE_URL": f"{simulator_url}/v1",
+        "HEADWATER_LLM_API_KEY": "simulator",
+        "HEADWATER_FAST_MODELS": "openai/sim-fast",
+        "HEADWATER_REASONING_MODELS": "openai/sim-reasoning",
+        "HEADWATER_PRICES": str(PRICES.absolute()),
+        "HEADWATER_LOG_LEVEL": "warning",
+    }
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory(prefix="hw-story-") as directory:
+        # Servers that run as another user must get through to their data.
+        Path(directory).chmod(0o711)
+        TARGET.write_bytes(asyncio.run(record(Path(directory))))
