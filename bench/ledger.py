@@ -27,7 +27,7 @@ APPLIED = 1_000
 """Attempts in each batch that the projection applies on top of the full ledger."""
 TENANT_MS = 10.0
 """Aim for a tenant's question."""
-EVERYBODY_MS = 250.0
+EVERYBODY_MS = 100.0
 """Aim for an administrator's question over all tenants."""
 
 # Tenants differ: the largest has a tenth of all attempts, the median one some thousands. One task in 16 fails. An
@@ -113,16 +113,17 @@ async def _fill(conn: Connection, tasks: int) -> None:
     step = CHUNK // ATTEMPTS_PER_TASK
     for start in range(0, tasks, step):
         await conn.execute(_ATTEMPTS, start, min(start + step, tasks), timeout=600)
+    # The sums lie on disk as they would have come: day after day.
     for statement in (
         "ALTER TABLE ledger ADD PRIMARY KEY (tenant, event_id)",
         "CREATE INDEX ledger_by_task ON ledger (tenant, task)",
         f"INSERT INTO ledger_daily (tenant, day, agent, model, outcome, {', '.join(MEASURES)}) "
-        f"SELECT tenant, at::date, agent, model, outcome, {_SUMS} FROM ledger GROUP BY 1, 2, 3, 4, 5",
+        f"SELECT tenant, at::date, agent, model, outcome, {_SUMS} FROM ledger GROUP BY 1, 2, 3, 4, 5 ORDER BY 2",
         f"INSERT INTO ledger_tasks (tenant, session, task, day, agent, {', '.join(MEASURES)}) "
-        f"SELECT tenant, session, task, at::date, agent, {_SUMS} FROM ledger GROUP BY 1, 2, 3, 4, 5",
+        f"SELECT tenant, session, task, at::date, agent, {_SUMS} FROM ledger GROUP BY 1, 2, 3, 4, 5 ORDER BY 4",
         f"INSERT INTO ledger_dimensions SELECT tenant, day, dimension, value, {', '.join(_summed())} "
         "FROM ledger_daily, LATERAL (VALUES ('agent', agent), ('model', model), ('outcome', outcome)) AS one "
-        "(dimension, value) GROUP BY 1, 2, 3, 4",
+        "(dimension, value) GROUP BY 1, 2, 3, 4 ORDER BY 2",
     ):
         await conn.execute(statement, timeout=1800)
     await conn.execute(_EVENTS, min(tasks, 100_000), timeout=600)
