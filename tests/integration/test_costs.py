@@ -1,18 +1,22 @@
 """The ledger, its roll-ups and its outcomes on a real PostgreSQL: exact, rebuildable, one tenant's at a time."""
 
+import hashlib
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, localcontext
+from importlib import resources
 from typing import Any, get_args
 
 import pytest
 
+from projections.archive import Archive
 from projections.costs import CostKey, costs, decision_costs, ledger_totals, total_of
-from projections.db import Pool, tenant_connection
+from projections.db import Pool, connect, migrate, tenant_connection
 from projections.exposition import snapshot
 from projections.outcomes import OUTCOMES
+from projections.projection import Recorded, parse_position
 from projections.rebuild import rebuild, rebuild_outdated
 from projections.rollups import TABLES
 from projections.runner import Runner
@@ -31,7 +35,7 @@ from schemas.bodies import (
     TaskSubmitted,
 )
 from schemas.errors import InvalidInputError, NotFoundError
-from schemas.event import AgentEvent
+from schemas.event import AgentEvent, entry_fields
 from schemas.handoff import HandoffProposal
 from schemas.money import TokenCounts
 from streams.connection import Streams
@@ -324,3 +328,33 @@ async def test_rows_of_an_older_version_are_rebuilt_once(pool: Pool, runner: Run
     assert await digest_of(pool, "ledger") == digest
     assert await rebuild_outdated(pool) == []
     assert (await ledger_totals(pool)).attempts == sum(e.type == "llm.attempted" for e in book.events)
+
+
+async def test_a_database_of_the_first_version_is_brought_up_to_date(database_url: str) -> None:
+    book, spent = ledger_of_everything("acme")
+    first = resources.files("projections").joinpath("migrations", "0001_read_models.sql").read_text()
+    old = await connect(database_url)
+    async with old.acquire() as conn, conn.transaction():
+        await conn.execute("CREATE SCHEMA headwater")
+        await conn.execute(
+            "CREATE TABLE schema_migrations (name text PRIMARY KEY, sha256 text NOT NULL, at timestamptz)"
+        )
+        await conn.execute(first)
+        sha = hashlib.sha256(first.encode()).hexdigest()
+        await conn.execute("INSERT INTO schema_migrations VALUES ('0001_read_models.sql', $1, now())", sha)
+        batch = book.batch()
+        entries = [
+            Recorded(e, parse_position(p), entry_fields(f))
+            for e, (p, f) in zip(book.events, batch.entries, strict=True)
+        ]
+        await Archive().apply(conn, entries)
+        end = parse_position(batch.end)
+        await conn.execute("INSERT INTO positions VALUES ('archive', 'acme', $1, $2, $3)", *end, len(entries))
+    await old.close()
+    # Names are bound to tables as they were when a connection first saw them.
+    new = await connect(database_url)
+    await migrate(new)
+    assert sorted(await rebuild_outdated(new)) == ["ledger", "metrics"]
+    rows = await costs(new, by="outcome", tenant_id="acme", today=TODAY)
+    assert {row.key: row.cost_usd for row in rows} == {name: RATE * tokens for name, tokens in spent.items()}
+    await new.close()
