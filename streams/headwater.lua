@@ -3,8 +3,8 @@
 -- The Headwater function library: every write to a tenant's log goes through here, one atomic step per hop.
 --
 -- Calling convention, the same for all functions:
---   KEYS[1]  the shard's key prefix, such as hw:{s07} (for `slots`, hw:{agents}). It carries the hash tag, so the whole call runs on the node
---            that owns the shard; all other keys are built from it below and in streams/keys.py.
+--   KEYS[1]  the shard's key prefix, such as hw:{s07} (for `slots`, hw:{agents}). It carries the hash tag, so the whole
+--            call runs on the node that owns the shard; all other keys are built from it below and in streams/keys.py.
 --   ARGV[1]  MessagePack: a list of items, each a map. Items are independent of each other. On a single node, an item
 --            may name the prefix of another shard as `at`, so that one call serves many shards.
 --   returns  MessagePack: a list with one reply per item, in order. A reply of {"error", text} means that this item
@@ -39,7 +39,7 @@
 --   A:workers:<agent>    zset  worker -> ms at which its loan of slots ends unless it renews it
 --   A:slots:<agent>      hash  worker -> number of slots, each the right to run that agent once at a time
 
-local VERSION = 8
+local VERSION = 9
 local LOG_READERS = {'decider', 'projector'}
 local MAX_DUE = 32  -- how many tasks are tried again in one batch
 local RANK = 2 ^ 44  -- a rank's share of a queue score: above it the priority, below it the turn
@@ -69,7 +69,8 @@ local function need_once(kind, key)
   checked[key] = true
 end
 
--- `write_facts` needs this, and the type of the log: its first write finds that out, unless something is written before.
+-- `write_facts` needs this, and the type of the log: its first write finds that out, unless something is written
+-- before.
 local FACT_SIZE = 11
 local function need_facts(S, tenant, facts, blobs)
   if blobs and #blobs > 0 then need('zset', S .. ':' .. tenant .. ':blobs') end
@@ -262,8 +263,8 @@ end
 
 -- lease: the next ready tenants for a log reader, each with a batch of what it has not read.
 --   item   {reader, lease_ms, max_tenants, max_entries, types (set; absent: all), states (bool: it is the decider)}
---   reply  {{{tenant, epoch, from, to, {{position, {field, value, …}}, …}, {task, state, …}, behind, tried}, …},
---           {{tenant, error}, …}, ms until something deferred is due, or -1}
+--   reply  {{batch, …}, {{tenant, error}, …}, ms until something deferred is due, or -1}
+--          batch {tenant, epoch, from, to, {{position, {field, value, …}}, …}, {task, state, …}, behind, tried}
 --          behind {{task, position}, …}: entries that have to wait behind deferred ones of their task
 --          tried {{task, attempts so far, number of its entries in the batch}, …}: the batch is of deferred entries
 -- A leased tenant stays in `ready` with the lease's end as its score, so a dead reader's tenants become ready again
@@ -463,7 +464,8 @@ end
 
 -- take: the next calls for a worker's free places, one tenant after the other; within a tenant by priority, then age.
 --   item   {worker, lease_ms, wants {{agent, count, ring (0 or 1: another worker could take what is left)}}}
---   reply  {{{tenant, agent, call, delivery, body, {step key, position, …}, cancelled (0 or 1)}, …}, {{tenant, error}, …}}
+--   reply  {{call, …}, {{tenant, error}, …}}
+--          call {tenant, agent, call, delivery, body, {step key, position, …}, cancelled (0 or 1)}
 -- A tenant whose queue is damaged is named, and loses its turn.
 local function take(S, item)
   local ends = now_ms() + item.lease_ms
@@ -636,7 +638,7 @@ local function resolve(S, item)
   return 1
 end
 
--- Is position a before position b? Their parts are compared as numbers of up to 20 digits, which Lua's are too small for.
+-- Is position a before position b? Compared as text: Lua's numbers are too small for 20 digits.
 local function before(a, b)
   local a_ms, a_seq = string.match(a, '^(%d+)-(%d+)$')
   local b_ms, b_seq = string.match(b, '^(%d+)-(%d+)$')
@@ -651,7 +653,7 @@ end
 -- trim: removes the oldest entries of a tenant's log, before position `upto`, that nothing here needs any more: every
 -- reader has read them, and no deferred entry or open call refers to them. The caller knows that they are archived.
 --   item   {tenant, upto, max: about how many entries at once, max_blobs}
---   reply  {number removed, position before which entries may be removed, {sha256, …}: contents not brought since then}
+--   reply  {number removed, position before which entries may be removed, {sha256, …}: contents not brought since}
 local function trim(S, item)
   local prefix = S .. ':' .. item.tenant
   local bound = item.upto
@@ -675,8 +677,8 @@ local function trim(S, item)
   return {removed, bound, unused}
 end
 
--- forget: removes contents that no fact has brought along since `bound`. The caller knows that they are archived and that
--- no entry that is left refers to them.
+-- forget: removes contents that no fact has brought along since `bound`. The caller knows that they are archived, and
+-- that no entry that is left refers to them.
 --   item   {tenant, bound, hashes}
 --   reply  number removed
 local function forget(S, item)
