@@ -14,13 +14,16 @@ from headwater.api.events import events
 from headwater.api.guard import Guard
 from headwater.api.health import health
 from headwater.api.memories import memories
+from headwater.api.metrics_port import metrics_port
 from headwater.api.openapi import describe
 from headwater.api.sessions import sessions
 from headwater.api.sse import Streamers, closing_on_signals
 from headwater.api.tasks import tasks
 from headwater.asyncapi import asyncapi_document
+from headwater.children import reviving, running_children
 from headwater.client import Headwater
 from headwater.embedded import EmbeddedServers, Endpoints
+from headwater.node import remove_node, write_node
 from headwater.process_metrics import CountRequests, HttpMetrics
 from headwater.settings import Settings, get_settings
 from projections.db import migrate
@@ -39,9 +42,11 @@ the key's; an operator's key names it in the header `Headwater-Tenant`. Errors a
 
 
 def create_app(settings: Settings | None = None, endpoints: Endpoints | None = None) -> FastAPI:
-    """The application; its lifespan connects to `endpoints`, to the settings' URLs, or to servers it starts itself.
+    """The application. For `uvicorn --factory headwater:create_app`, and mounted by `headwater up`.
 
-    For `uvicorn --factory headwater:create_app`, and mounted by `headwater up`.
+    Its lifespan connects to `endpoints`, or to the settings' URLs, where workers and a projector run elsewhere. With
+    neither it brings up everything: servers of its own, a projector, and workers for the team that HEADWATER_AGENTS
+    names. What is optional and missing (pgvector, Langfuse) costs a log line.
     """
     settings = settings or get_settings()
     app: FastAPI = FastAPIOffline(
@@ -65,6 +70,9 @@ def create_app(settings: Settings | None = None, endpoints: Endpoints | None = N
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI, settings: Settings, endpoints: Endpoints | None) -> AsyncIterator[None]:
     async with contextlib.AsyncExitStack() as stack:
+        servers: EmbeddedServers | None = None
+        if endpoints is None and settings.redis_url and settings.database_url:
+            endpoints = Endpoints(settings.redis_url, settings.database_url)
         if endpoints is None:
             servers = EmbeddedServers(
                 settings.data,
@@ -87,5 +95,16 @@ async def _lifespan(app: FastAPI, settings: Settings, endpoints: Endpoints | Non
         app.state.settings, app.state.hw, app.state.streamers = settings, hw, streamers
         app.state.streams, app.state.pool = hw.streams, hw.pool
         app.state.asyncapi = asyncapi_document(settings, hw.streams, Runner(hw.pool, hw.streams.log))
-        logger.info("app_started")
+        if settings.metrics_port is not None:
+            await stack.enter_async_context(metrics_port(app.state, settings.metrics_host, settings.metrics_port))
+        if servers is not None:
+            # Nobody else knows of these servers: what works on them is started here, and told to the commands.
+            data = settings.data.absolute()
+            await stack.enter_async_context(reviving(servers))
+            app.state.children = await stack.enter_async_context(running_children(settings, data, endpoints))
+            stack.callback(remove_node, data)
+            write_node(data, endpoints, f"http://{settings.host}:{settings.port}")
+        logger.info("app_started", everything=servers is not None)
         yield
+        if servers is not None:
+            logger.info("draining")

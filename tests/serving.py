@@ -99,3 +99,7 @@ def assert_problem(response: httpx.Response, status: int, says: str = "") -> dic
     assert set(problem) >= {"type", "title", "status", "detail"}
     assert says in problem["detail"]
     return problem
+
+
+team = echo_team()
+"""For `--agents tests.serving:team`."""
