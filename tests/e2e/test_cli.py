@@ -292,9 +292,9 @@ def test_another_tenant_sees_nothing(desk: Desk) -> None:
 def test_rebuilding_changes_no_digest(desk: Desk) -> None:
     desk.json("submit", "-t", "acme", "-s", "s3", "--wait", "one more")
     before = desk.json("digest")
-    assert {row["projection"] for row in before} == {"archive", "ledger", "sessions", "metrics"}
+    assert {row["projection"] for row in before} == {"archive", "ledger", "sessions", "metrics", "memories"}
     rebuilt = desk.json("rebuild", "all")
-    assert {row["projection"] for row in rebuilt} == {"ledger", "sessions", "metrics"}
+    assert {row["projection"] for row in rebuilt} == {"ledger", "sessions", "metrics", "memories"}
     assert desk.json("digest") == before
 
 
