@@ -22,6 +22,8 @@ from streams.subscriber import LeasedRound
 
 logger = structlog.get_logger(__name__)
 
+BLOB_HASH_CHARS = 64
+
 
 def decided_event(cause: AgentEvent, ordinal: int, decision: Decision, at: datetime) -> AgentEvent:
     """The event that records a decision. Its id follows from its cause, so deciding twice gives the same event."""
@@ -151,7 +153,8 @@ def redecide(events: Iterable[AgentEvent], rules: Rules, blobs: Mapping[str, byt
 
     States are folded from the *recorded* decisions, so one difference does not make all that follows differ. A task
     whose recorded decisions do not follow from each other is reported once, at the first that does not. An event that
-    somebody dropped was never decided on, and is left out here too.
+    somebody dropped was never decided on, and is left out here too. Raises `KeyError` with the hash of a large content
+    that is needed and not in `blobs`.
     """
     wanted, recorded = causes(events)
     states: dict[tuple[str, str], TaskState | None] = {}
@@ -161,7 +164,15 @@ def redecide(events: Iterable[AgentEvent], rules: Rules, blobs: Mapping[str, byt
         if key in broken:
             continue
         was = recorded.get(cause.id, [])
-        decisions = decide(states.get(key), cause, rules, blobs)
+        try:
+            decisions = decide(states.get(key), cause, rules, blobs)
+        except LookupError as error:
+            if len(str(error.args[0])) == BLOB_HASH_CHARS:
+                raise
+            # It asks for what a decision that the log does not have would have brought.
+            broken.add(key)
+            yield Divergence(cause, 0, was[0] if was else None, None)
+            continue
         now = [decided_event(cause, n, d, was[n].at if n < len(was) else cause.at) for n, d in enumerate(decisions)]
         for ordinal in range(max(len(was), len(now))):
             old = was[ordinal] if ordinal < len(was) else None
@@ -172,7 +183,7 @@ def redecide(events: Iterable[AgentEvent], rules: Rules, blobs: Mapping[str, byt
         for ordinal, event in enumerate(was):
             try:
                 state = evolve(state, event)
-            except KeyError:
+            except LookupError:
                 # It stands on a decision that the log does not have.
                 broken.add(key)
                 yield Divergence(cause, ordinal, event, None)

@@ -7,7 +7,17 @@ A task says in its `data` what is to go wrong: {"triage": "fails"}, {"researcher
 import asyncio
 from typing import Any
 
-from headwater import AgentRegistration, BaseAgent, HandOver, HybridRouter, StrictnessConfig, Task, TaskContext, Team
+from headwater import (
+    AgentRegistration,
+    BaseAgent,
+    FailPolicy,
+    HandOver,
+    HybridRouter,
+    StrictnessConfig,
+    Task,
+    TaskContext,
+    Team,
+)
 
 LONG = "a long reply. " * 400
 GO_ON = asyncio.Event()
@@ -112,3 +122,10 @@ team = Team(
     strictness=StrictnessConfig(semantic=False),
 )
 """Nothing here asks a model what to do."""
+
+asking = Team(
+    agents=[Triage(), Researcher(), Writer()],
+    router=HybridRouter(rules=[straight_to_the_writer]),
+    strictness=StrictnessConfig(on_unavailable={"research_result": FailPolicy.FAIL_CLOSED}),
+)
+"""Here a model is asked: who gets a task, in which steps, is a handoff grounded, what do the results say together."""
