@@ -54,6 +54,7 @@ class Journal:
         is_agent = self.call.kind == "agent"
         self._started = self.event(started, "started", self.delivery.delivery) if is_agent else None
         self._flush: asyncio.Task[str] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._aside: list[AgentEvent] = []
 
     async def load(self) -> None:
@@ -68,7 +69,7 @@ class Journal:
 
     def announce(self) -> None:
         """Record `agent.started` soon, unless another fact takes it along before."""
-        asyncio.get_running_loop().call_later(STARTED_DELAY_S, self._record_started)
+        self._timer = asyncio.get_running_loop().call_later(STARTED_DELAY_S, self._record_started)
 
     def _record_started(self) -> None:
         if self._started is not None:
@@ -77,7 +78,9 @@ class Journal:
             self._flush = asyncio.create_task(self._write(f"started@{self.delivery.delivery}", facts, blobs))
 
     async def close(self) -> None:
-        """Wait for a fact that is still on its way."""
+        """Wait for a fact that is still on its way, and send none any more."""
+        if self._timer is not None:
+            self._timer.cancel()
         if self._flush is not None:
             with contextlib.suppress(HeadwaterError):
                 await self._flush
