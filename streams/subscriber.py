@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import structlog
 from anyio import Event
@@ -30,6 +30,7 @@ from faststream.redis.subscriber.config import RedisSubscriberConfig, RedisSubsc
 from faststream.redis.subscriber.specification import StreamSubscriberSpecification
 from faststream.redis.subscriber.usecases import LogicSubscriber
 from pydantic import ValidationError
+from pydantic.json_schema import SkipJsonSchema
 
 from schemas.call import Call
 from schemas.errors import ConfigurationError, HeadwaterError, InvalidInputError, StaleLeaseError, UnavailableError
@@ -62,7 +63,7 @@ class TakenCall:
 
     delivery: Delivery
     call: Call
-    instead: Callable[[InvalidInputError], Sequence[AgentEvent]] | None = None
+    instead: Annotated[Callable[[InvalidInputError], Sequence[AgentEvent]] | None, SkipJsonSchema()] = None
 
 
 class _ReadySubscriber(LogicSubscriber):
