@@ -1,6 +1,7 @@
 """What runs in the worker and projector processes: a broker, its subscribers, and a clean way to stop."""
 
 import asyncio
+import gc
 import signal
 
 import structlog
@@ -72,11 +73,23 @@ async def run_projector(settings: Settings, endpoints: Endpoints) -> None:
     logger.info("projector_stopped")
 
 
+def _collect_seldom() -> None:
+    """Spare the garbage collector what never becomes garbage, and most of its rounds.
+
+    With LiteLLM and its friends a process holds some 200,000 objects for life, and every message makes hundreds that
+    go away by themselves: by default a seventh of a worker's time went into looking for cycles among them.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
 async def _run_until_stopped(broker: RedisBroker) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await broker.start()
+    _collect_seldom()
     await stop.wait()
     logger.info("draining")
     await broker.stop()

@@ -127,6 +127,9 @@ class Delivery:
     lease_ends_at: float = math.inf
     """Monotonic seconds until which the lease is held for certain, reckoned from when it was asked for."""
 
+    settling: bool = False
+    """Its settle is on its way, and decides itself whether the lease still held."""
+
     def lease_over(self) -> bool:
         """Is it unsure whether the lease is still held? Then nothing new may be begun."""
         return time.monotonic() >= self.lease_ends_at
@@ -277,6 +280,7 @@ class Functions(FunctionCalls):
         self, delivery: Delivery, *, facts: list[Fields], blobs: dict[str, bytes], parked: Sequence[Fields] = ()
     ) -> None:
         """End a call with its last facts. Raises `StaleLeaseError`: another worker has it, nothing was written."""
+        delivery.settling = True
         item = self._token(delivery) | {"facts": facts, "blobs": list(blobs.items()), "parked": parked}
         await self._fenced("settle", delivery, item)
 

@@ -360,13 +360,14 @@ class CallSubscriber(_ReadySubscriber):
             if not is_kept:
                 self._lose(task, one)
                 continue
-            if one.delivery.cancelled and not one.told and not task.done():
+            if one.delivery.cancelled and not one.told and not one.delivery.settling and not task.done():
                 one.told = True
                 logger.info("call_cancelled", tenant=one.delivery.tenant_id, call=one.delivery.call_id)
                 task.cancel()
 
     def _lose(self, task: asyncio.Task[None], held: "Held") -> None:
-        if held.lost or task.done():
+        # A call that was settled a moment ago is not held any more, and not lost either.
+        if held.lost or held.delivery.settling or task.done():
             return
         held.lost = True
         logger.warning("lease_lost", tenant=held.delivery.tenant_id, call=held.delivery.call_id)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from faststream.redis import RedisBroker
+from structlog.testing import capture_logs
 
 from headwater.embedded import Endpoints
 from headwater.runtime import make_broker
@@ -25,7 +26,7 @@ from schemas.ids import derived_id, new_id
 from schemas.task import NewTask
 from streams.bus import TenantEventBus
 from streams.connection import Streams
-from streams.functions import Commit, Functions, NewCall
+from streams.functions import Commit, Delivery, Fields, Functions, NewCall
 from streams.log import readable
 from streams.subscriber import CallSubscriber, TakenCall
 from tests.chaos.conftest import PRICES
@@ -348,6 +349,34 @@ async def _cancelled(streams: Streams, tenant: str) -> bool:
 
 async def types_of(streams: Streams, tenant: str, kind: str) -> int:
     return sum(event.type == kind for event in readable(tenant, await streams.log.read(tenant))[0])
+
+
+class RenewsAsItSettles(Functions):
+    """Renews each call in the pipeline that settles it: the settle is done when the renewal asks for the lease."""
+
+    subscriber: CallSubscriber
+
+    async def settle(
+        self, delivery: Delivery, *, facts: list[Fields], blobs: dict[str, bytes], parked: Sequence[Fields] = ()
+    ) -> None:
+        settling = asyncio.create_task(super().settle(delivery, facts=facts, blobs=blobs, parked=parked))
+        await asyncio.sleep(0)
+        renewal = asyncio.create_task(self.subscriber._renew())
+        await asyncio.gather(settling, renewal)
+
+
+async def test_a_call_that_is_renewed_while_it_settles_is_not_lost(streams: Streams, endpoints: Endpoints) -> None:
+    counted = Counted()
+    counted.hold.set()
+    calls = [a_call(tenant, "writer") for tenant in TENANTS]
+    with capture_logs() as logs:
+        async with worker(streams, endpoints, "worker", counted.run, functions=RenewsAsItSettles) as subscriber:
+            assert isinstance(subscriber.streams.functions, RenewsAsItSettles)
+            subscriber.streams.functions.subscriber = subscriber
+            await order(streams, calls)
+            await until(lambda: _is(lambda: len(counted.done) == len(calls)), "every call ran")
+            await until(lambda: _equals(slots_in_use(streams), dict.fromkeys(LIMITS, 0)), "every run ended")
+    assert [log for log in logs if log["event"] == "lease_lost"] == []
 
 
 async def test_a_call_that_is_cancelled_while_it_waits_is_gone(streams: Streams, endpoints: Endpoints) -> None:
