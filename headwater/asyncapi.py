@@ -23,7 +23,7 @@ summary{cursor:pointer;padding:.2rem 0}.muted{color:#5b6b7b}
 
 def asyncapi_document(settings: Settings, streams: Streams, runner: Runner) -> dict[str, Any]:
     """The AsyncAPI 3.0 document of every subscriber, with the events as schemas."""
-    broker = make_broker("redis://localhost", streams)
+    broker = make_broker("redis://localhost", streams, described=True)
     team = Team()
     add_decider(broker, streams, team, settings)
     add_runner(broker, streams, team, make_llm(settings), settings, "worker")

@@ -66,10 +66,20 @@ def make_recall(settings: Settings, streams: Streams, pool: Pool) -> Recall:
     )
 
 
-def make_broker(redis_url: str, streams: Streams) -> RedisBroker:
-    """A FastStream broker whose handlers' results are settled on the log."""
+def make_broker(redis_url: str, streams: Streams, *, described: bool = False) -> RedisBroker:
+    """A FastStream broker whose handlers' results are settled on the log.
+
+    A handler takes the one parsed message: with nothing to inject or convert, a message costs a third less. Only a
+    broker that is `described` (AsyncAPI) inspects its handlers' types.
+    """
     kind = RedisClusterBroker if isinstance(streams.redis, RedisCluster) else RedisBroker
-    return kind(redis_url, middlewares=[settle_middleware(streams)], logger=None, graceful_timeout=30.0)  # type: ignore[arg-type]  # None means no log lines of its own
+    return kind(
+        redis_url,
+        middlewares=[settle_middleware(streams)],
+        apply_types=described,
+        logger=None,  # type: ignore[arg-type]  # None means no log lines of its own
+        graceful_timeout=30.0,
+    )
 
 
 def add_decider(broker: RedisBroker, streams: Streams, team: Team, settings: Settings) -> LogSubscriber:
