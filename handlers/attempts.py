@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 from handlers.journal import Journal
@@ -14,7 +15,8 @@ from handlers.provider import Provider, ProviderAnswer, ProviderVectors
 from handlers.provider_errors import ProviderFailureError
 from schemas.bodies import LlmAttempted
 from schemas.content import Json, canonical_json, content_hash
-from schemas.errors import ConfigurationError, ProviderError
+from schemas.errors import BudgetExceededError, ConfigurationError, ProviderError
+from schemas.money import plain
 
 EMBEDDING = "embedding"
 """The tier that attempts at embeddings are recorded under."""
@@ -148,10 +150,32 @@ class Attempts:
             tries.number += 1
         return tries
 
-    def open(self, request: Request, tries: Tries) -> "Attempt":
-        """The attempt to make now. Raises `StaleLeaseError` if this worker may have lost the call meanwhile."""
+    async def open(self, request: Request, tries: Tries) -> "Attempt":
+        """The attempt to make now.
+
+        Raises:
+            StaleLeaseError: this worker may have lost the call meanwhile.
+            BudgetExceededError: the task has spent its budget.
+        """
+        if self.journal.call.budget_usd is not None:
+            await self._check_budget(request, tries.model, Decimal(self.journal.call.budget_usd))
         self.journal.check_lease()
         return Attempt(self, request, tries)
+
+    async def _check_budget(self, request: Request, model: str, budget_usd: Decimal) -> None:
+        """What is in flight is not known yet: a task may go over its budget by the requests that it makes at once."""
+        task_id = self.journal.call.task_id
+        if self.service.prices.rates(model, output=request.tier != EMBEDDING) is None:
+            raise BudgetExceededError(
+                f"task {task_id} has a budget, and the price of {model} is not known: set HEADWATER_PRICES"
+            )
+        spent_usd = await self.journal.spent_usd()
+        if spent_usd >= budget_usd:
+            raise BudgetExceededError(f"task {task_id} has spent ${plain(spent_usd)} of ${plain(budget_usd)}")
+
+    def models(self, tier: str) -> Sequence[str]:
+        """The models of a tier for this call. Raises `ConfigurationError` if there are none."""
+        return self.journal.call.models.get(tier) or self.service.models(tier)
 
 
 class Attempt:

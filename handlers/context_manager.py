@@ -68,7 +68,9 @@ class ContextManager:
             return _from_record(found[1], await self._journal.resolve(found[1].context))
         remembered: list[MemoryEntry] = [] if vector is None else await self._memory.nearest(vector, memories)
         call = self._journal.call
-        session = await self._recall.sessions.before_task(call.tenant_id, call.session_id, call.task_id, limit=messages)
+        session = await self._recall.sessions.before_task(
+            call.tenant_id, call.session_id, call.root_task_id or call.task_id, limit=messages
+        )
         parts = ContextParts(task=task, system=system, session=session, memories=remembered)
         # In a thread: an exact count of a large context takes tens of milliseconds.
         compiled = await asyncio.to_thread(self._compile, parts, tier)

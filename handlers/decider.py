@@ -8,9 +8,10 @@ import structlog
 from pydantic import ValidationError
 
 from handlers.refold import causes, refold
+from handlers.state import looked_at
 from handlers.supervisor import DECIDER, SUPERVISOR, Decision, Rules, TaskState, call_for, decide, evolve
-from schemas.bodies import SupervisorAnswered, TaskSubmitted
-from schemas.content import Json, blob_of
+from schemas.bodies import EventBody, TaskResumed
+from schemas.content import blob_of
 from schemas.errors import UnavailableError, UnreadableEventError
 from schemas.event import AgentEvent, encode, encode_body
 from schemas.ids import derived_id
@@ -109,11 +110,9 @@ class Decider:
 
     async def _contents(self, state: TaskState | None, event: AgentEvent) -> dict[str, bytes]:
         """The large contents that a decision on `event` may look at: the task's own, and a model's answer."""
-        values: list[Json] = []
-        if isinstance(event.body, TaskSubmitted):
-            values = [event.body.text, event.body.data]
-        elif isinstance(event.body, SupervisorAnswered) or (state is not None and state.decomposed):
-            values = [getattr(event.body, "answer", None), *([state.text, state.data] if state else [])]
+        values = looked_at(event.body)
+        if state is not None and (values or state.decomposed):
+            values += [state.text, state.data]
         hashes = [sha for value in values if (sha := blob_of(value))]
         return await self._log.blobs(event.tenant_id, hashes) if hashes else {}
 
@@ -130,12 +129,20 @@ class Decider:
                 logger.warning("handoff_warning", tenant=event.tenant_id, task=event.task_id, warning=warning)
             state = evolve(state, event)
             commit.facts.append(encode(event, commit.blobs))
-            call_id = getattr(event.body, "call_id", None)
-            if call_id is not None and state is not None:
+            for call_id in _ordered(event.body) if state is not None else ():
+                assert state is not None
                 call = call_for(state, call_id)
                 body = call.__pydantic_serializer__.to_json(call)
                 commit.calls.append(NewCall(call_id, call.agent_id, PRIORITY_RANK[call.priority], body))
         return state
+
+
+def _ordered(body: EventBody) -> tuple[str, ...]:
+    """The calls that a decision orders."""
+    if isinstance(body, TaskResumed):
+        return body.call_ids
+    call_id = getattr(body, "call_id", None)
+    return () if call_id is None else (call_id,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import Coroutine
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import structlog
@@ -18,12 +19,14 @@ from schemas.content import Json
 from schemas.errors import HeadwaterError, StaleLeaseError
 from schemas.event import AgentEvent, encode
 from schemas.ids import derived_id
+from streams.budgets import picos, spent_usd
 from streams.connection import Streams
 from streams.functions import Fields
 from streams.subscriber import TakenCall
 
 logger = structlog.get_logger(__name__)
 
+NOTHING = Decimal(0)
 STARTED_DELAY_S = 0.02
 """`agent.started` waits this long for another fact to travel with: most fast agents settle before."""
 
@@ -137,8 +140,16 @@ class Journal:
     async def record_attempt(self, body: LlmAttempted) -> AgentEvent:
         """Record one LLM attempt. Raises `StaleLeaseError` if this worker lost the call."""
         event = self.event(body, event_id=self.attempt_id(body.ordinal, body.attempt, body.delivery))
-        await self.record(f"{body.ordinal}.{body.attempt}@{self.delivery.delivery}", event)
+        key = f"{body.ordinal}.{body.attempt}@{self.delivery.delivery}"
+        if self.call.budget_usd is None or body.cost_usd is None:
+            await self.record(key, event)
+        else:
+            await self.record(key, event, spent_usd=Decimal(body.cost_usd))
         return event
+
+    async def spent_usd(self) -> Decimal:
+        """What the call's task has spent, if it has a budget: all attempts on record, of all its calls."""
+        return await spent_usd(self._streams, self.call.tenant_id, self.call.task_id)
 
     async def record_to_the_end(self, body: LlmAttempted) -> None:
         """Record an attempt from a task that is being cancelled, whatever else cancels it meanwhile.
@@ -164,20 +175,21 @@ class Journal:
         event = self.event(body, "step", body.ordinal, self.delivery.delivery)
         await self.record(f"{body.ordinal}.0@{self.delivery.delivery}", event)
 
-    async def record(self, key: str, event: AgentEvent) -> None:
+    async def record(self, key: str, event: AgentEvent, *, spent_usd: Decimal = NOTHING) -> None:
         """Record a fact under a step key of this call. Raises `StaleLeaseError` if this worker lost the call."""
         blobs: dict[str, bytes] = {}
         facts = [encode(event, blobs) for event in self.final([event])]
         try:
-            self.given.append(await self._write(key, facts, blobs))
+            self.given.append(await self._write(key, facts, blobs, spent_usd))
         except asyncio.CancelledError:
             # It may still be on its way, and must not arrive after the settle. Under one key it is one fact.
-            await self._to_the_end(self._write(key, facts, blobs))
+            await self._to_the_end(self._write(key, facts, blobs, spent_usd))
             raise
 
-    async def _write(self, key: str, facts: list[Fields], blobs: dict[str, bytes]) -> str:
+    async def _write(self, key: str, facts: list[Fields], blobs: dict[str, bytes], spent_usd: Decimal = NOTHING) -> str:
+        spent = (self.call.task_id, picos(spent_usd)) if spent_usd else None
         return await self._streams.functions.record(
-            self.delivery, lease_ms=self._lease_ms, key=key, facts=facts, blobs=blobs
+            self.delivery, lease_ms=self._lease_ms, key=key, facts=facts, blobs=blobs, spent=spent
         )
 
     async def _to_the_end(self, write: Coroutine[Any, Any, Any]) -> None:

@@ -196,7 +196,7 @@ class LlmClient:
         done = self._attempts.finished(request)
         if done is not None:
             return completion_of(done, await self._journal.resolve(done.response))
-        body, answer = await self._send(request, self._service.models(tier), self._complete)
+        body, answer = await self._send(request, self._attempts.models(tier), self._complete)
         return completion_of(body, answer.response)
 
     async def _send(
@@ -208,7 +208,7 @@ class LlmClient:
         """Attempts, until one is answered."""
         tries: Tries = await self._attempts.begin(request, models)
         while True:
-            attempt = self._attempts.open(request, tries)
+            attempt = await self._attempts.open(request, tries)
             try:
                 answer = await send(request, attempt)
             except ProviderFailureError as failure:

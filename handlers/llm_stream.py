@@ -100,10 +100,10 @@ class LlmStream:
         """The next piece or the end, after as many tries as it takes while the agent has not been given anything."""
         while True:
             if self._tries is None:
-                models = self._attempts.service.models(request.tier)
+                models = self._attempts.models(request.tier)
                 self._tries = await self._attempts.begin(request, models)
             if self._attempt is None:
-                self._attempt = self._attempts.open(request, self._tries)
+                self._attempt = await self._attempts.open(request, self._tries)
                 self._source = self._send(request, self._attempt)
             assert self._source is not None
             try:

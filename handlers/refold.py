@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from handlers.state import evolve
 from handlers.supervisor import WANTED, TaskState
-from schemas.bodies import EventDropped
+from schemas.bodies import EventDropped, TaskForked, TaskSubmitted
 from schemas.errors import NotFoundError
 from schemas.event import AgentEvent
 from streams.log import Log, readable
@@ -46,7 +46,7 @@ async def refold(log: Log, tenant_id: str, task_id: str, *, before: str) -> Task
         state = evolve(state, cause)
         for decision in recorded.get(cause.id, []):
             state = evolve(state, decision)
-    if state is None and not any(event.type == "task.submitted" for event in events):
+    if state is None and not any(isinstance(event.body, TaskSubmitted | TaskForked) for event in events):
         raise NotFoundError(f"the beginning of task {task_id} of tenant {tenant_id!r} is not in the stream any more")
     return state
 

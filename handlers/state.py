@@ -1,6 +1,7 @@
 """What the supervisor knows of an open task: the fold of its events. Pure: `evolve(state, event) -> state`."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -9,6 +10,7 @@ from schemas.bodies import (
     AgentCompleted,
     AgentError,
     AgentFailed,
+    EventBody,
     HandoffAccepted,
     HandoffProposed,
     HandoffRejected,
@@ -17,13 +19,16 @@ from schemas.bodies import (
     SupervisorAnswered,
     SupervisorAsked,
     TaskDecomposed,
+    TaskForked,
+    TaskResumed,
     TaskRouted,
     TaskSubmitted,
 )
 from schemas.call import Call, CallKind, SubtaskResult
-from schemas.content import Json
-from schemas.event import AgentEvent
+from schemas.content import Json, canonical_json
+from schemas.event import AgentEvent, decode_body
 from schemas.handoff import HandoffProposal
+from schemas.money import DecimalText
 from schemas.task import Priority
 
 SUPERVISOR = "supervisor"
@@ -78,6 +83,10 @@ class TaskState(BaseModel):
     done: dict[int, DoneSubtask] = {}
     agent_results: dict[str, Json] = {}
     errors: tuple[AgentError, ...] = ()
+    models: dict[str, tuple[str, ...]] = {}
+    budget_usd: DecimalText | None = None
+    fork_of: str | None = None
+    root_task_id: str | None = None
 
     @property
     def decomposed(self) -> bool:
@@ -108,10 +117,54 @@ def evolve(state: TaskState | None, event: AgentEvent) -> TaskState | None:
             text=body.text,
             data=body.data,
         )
+    if isinstance(body, TaskForked):
+        return state or forked_state(event, body)
     if state is None or body.terminal:
         return None
     change = _change(state, event)
     return state.model_copy(update=change) if change else state
+
+
+def forked_state(event: AgentEvent, body: TaskForked) -> TaskState:
+    """The state of a forked task when it begins; with a point, after the fact there."""
+    before, point = taken_over(event, body)
+    return before if point is None else before.model_copy(update=_change(before, point))
+
+
+def taken_over(event: AgentEvent, body: TaskForked) -> tuple[TaskState, AgentEvent | None]:
+    """(the state that a forked task begins with, the fact that is decided anew or None). The fact has the id of the
+    forking, so that all that follows from it is the fork's own."""
+    own = {
+        "tenant_id": event.tenant_id,
+        "session_id": event.session_id,
+        "task_id": event.task_id,
+        "priority": event.priority,
+        "task_type": body.task_type,
+        "text": body.text,
+        "data": body.data,
+        "models": body.models,
+        "budget_usd": body.budget_usd,
+        "fork_of": body.origin_task_id,
+        "root_task_id": body.root_task_id,
+    }
+    before = TaskState.model_validate((body.state or {}) | own)
+    if body.point is None:
+        return before, None
+    fact = decode_body(body.point["type"], body.point["v"], canonical_json(body.point["body"]))
+    return before, replace(event, body=fact)
+
+
+def looked_at(body: EventBody) -> list[Json]:
+    """The contents of a fact that a decision on it may look into."""
+    match body:
+        case TaskSubmitted():
+            return [body.text, body.data]
+        case TaskForked():
+            answer = [] if body.point is None else [body.point["body"].get("answer")]
+            return [body.text, body.data, *answer]
+        case SupervisorAnswered():
+            return [body.answer]
+    return []
 
 
 def _change(state: TaskState, event: AgentEvent) -> dict[str, object]:
@@ -120,6 +173,9 @@ def _change(state: TaskState, event: AgentEvent) -> dict[str, object]:
             return _routed(state, event, body)
         case TaskDecomposed() as body:
             return {"subtasks": body.subtasks}
+        case TaskResumed() as body:
+            again = {i: state.calls[i].model_copy(update={"ordered_by": event.id}) for i in body.call_ids}
+            return {"calls": state.calls | again}
         case SupervisorAsked() as body:
             call = OpenCall(
                 agent_id=SUPERVISOR,
@@ -226,6 +282,9 @@ def call_for(state: TaskState, call_id: str) -> Call:
         received=received,
         given=given,
         repair_reasons=call.repair_reasons,
+        models=state.models,
+        budget_usd=state.budget_usd,
+        root_task_id=state.root_task_id,
     )
 
 

@@ -16,7 +16,16 @@ from pydantic import ValidationError
 from handlers.answers import CheckAnswer, DecomposeAnswer, RouteAnswer, SynthesisAnswer
 from handlers.decomposition import problems_of, ready
 from handlers.handoffs import Verdict, accepted, judge_structure, rejected, verified
-from handlers.state import SUPERVISOR, TaskState, agent_error, call_for, evolve, rejection_error, result_key
+from handlers.state import (
+    SUPERVISOR,
+    TaskState,
+    agent_error,
+    call_for,
+    evolve,
+    rejection_error,
+    result_key,
+    taken_over,
+)
 from handlers.strictness import StrictnessConfig
 from handlers.team import Team
 from schemas.bodies import (
@@ -35,6 +44,8 @@ from schemas.bodies import (
     TaskCompleted,
     TaskDecomposed,
     TaskFailed,
+    TaskForked,
+    TaskResumed,
     TaskRouted,
     TaskSubmitted,
 )
@@ -50,6 +61,7 @@ DECIDER = "decider"
 """The supervisor's name as a reader of the log."""
 WANTED = (
     TaskSubmitted.type,
+    TaskForked.type,
     TaskCancelRequested.type,
     SupervisorAnswered.type,
     AgentCompleted.type,
@@ -116,6 +128,7 @@ class _Case:
             routed_by=self.state.routed_by,
             decomposed=self.state.decomposed,
             agent_results=dict(self.state.agent_results),
+            fork_of=self.state.fork_of,
         )
         return Decision(failed, chain or (USER, SUPERVISOR))
 
@@ -132,6 +145,8 @@ def decide(
     if isinstance(body, TaskSubmitted):
         submitted = evolve(None, event)
         return _submitted(_Case(submitted, event, rules, blobs or {})) if state is None and submitted else []
+    if isinstance(body, TaskForked):
+        return _forked(event, body, rules, blobs or {}) if state is None else []
     if isinstance(body, EventDropped) and body.reader == DECIDER:
         return _dropped(state, body)
     if state is None:
@@ -153,14 +168,36 @@ def decide(
                 routed_by=state.routed_by,
                 decomposed=state.decomposed,
                 agent_results=dict(state.agent_results),
+                fork_of=state.fork_of,
             )
             return [Decision(cancelled, (USER, SUPERVISOR))]
     return []
 
 
+def _forked(event: AgentEvent, body: TaskForked, rules: Rules, blobs: Mapping[str, bytes]) -> list[Decision]:
+    """A task is run again: from the start like a submitted one, or from a point, whose fact is decided anew.
+
+    What else was being worked on at the point is taken up again, unless the task ends with the decision.
+    """
+    before, point = taken_over(event, body)
+    if point is None:
+        return _submitted(_Case(before, event, rules, blobs))
+    decisions = decide(before, point, rules, blobs)
+    # A sender whose handoff is being checked is done with its work, and waits for the verdict only.
+    settled = {getattr(point.body, "call_id", None), *(proposed.call_id for proposed in before.proposals.values())}
+    calls = {call_id: call for call_id, call in before.calls.items() if call_id not in settled}
+    if not calls or any(decision.body.terminal for decision in decisions):
+        return decisions
+    for call in calls.values():
+        if call.agent_id != SUPERVISOR and call.agent_id not in rules.team.registry:
+            reason = f"agent {call.agent_id!r}, which was at work at the point, is not registered"
+            return [_Case(before, event, rules, blobs).fail(reason)]
+    return [Decision(TaskResumed(call_ids=tuple(calls)), (USER, SUPERVISOR)), *decisions]
+
+
 def _dropped(state: TaskState | None, body: EventDropped) -> list[Decision]:
     """A task that an event was taken from cannot be brought to its end as it should: it fails, with the reason (I1)."""
-    if state is None and body.event_type != TaskSubmitted.type:
+    if state is None and body.event_type not in (TaskSubmitted.type, TaskForked.type):
         return []
     why = f": {body.reason}" if body.reason else ""
     reason = f"{body.event_type} {body.event_id} could not be handled and was dropped{why} ({body.error})"
@@ -172,6 +209,7 @@ def _dropped(state: TaskState | None, body: EventDropped) -> list[Decision]:
         routed_by=state.routed_by,
         decomposed=state.decomposed,
         agent_results=dict(state.agent_results),
+        fork_of=state.fork_of,
     )
     return [Decision(failed, (USER, SUPERVISOR))]
 
@@ -213,7 +251,9 @@ def _completed(case: _Case, body: AgentCompleted) -> list[Decision]:
     state, call = case.state, case.state.calls[body.call_id]
     results = state.agent_results | {result_key(body.agent_id, call.subtask): body.result}
     if call.subtask is None:
-        done = TaskCompleted(result=body.result, routed_by=state.routed_by or "rules", agent_results=results)
+        done = TaskCompleted(
+            result=body.result, routed_by=state.routed_by or "rules", agent_results=results, fork_of=state.fork_of
+        )
         return [Decision(done, call.call_chain)]
     finished: dict[int, object] = {**state.done, call.subtask: None}
     if len(finished) == len(state.subtasks):
@@ -321,7 +361,11 @@ def _synthesised(case: _Case, answer: SynthesisAnswer) -> Decision:
     ]
     result: Json = {"answer": answer.answer, "sources": sources}
     done = TaskCompleted(
-        result=result, routed_by=state.routed_by or "rules", decomposed=True, agent_results=dict(state.agent_results)
+        result=result,
+        routed_by=state.routed_by or "rules",
+        decomposed=True,
+        agent_results=dict(state.agent_results),
+        fork_of=state.fork_of,
     )
     agents = dict.fromkeys(agent for i in sorted(state.done) for agent in state.done[i].call_chain[2:])
     return Decision(done, (USER, SUPERVISOR, *agents))

@@ -1,6 +1,8 @@
 """LLM requests outside any call, such as the embedding of what a person searches for: recorded and billed, too."""
 
-from handlers.journal import Journal
+from decimal import Decimal
+
+from handlers.journal import NOTHING, Journal
 from schemas.call import Call
 from schemas.event import AgentEvent
 from schemas.ids import new_id
@@ -31,7 +33,7 @@ class DetachedJournal(Journal):
         super().__init__(streams, TakenCall(delivery, call), lease_ms=0)
         self._bus = TenantEventBus(streams, tenant_id)
 
-    async def record(self, key: str, event: AgentEvent) -> None:
+    async def record(self, key: str, event: AgentEvent, *, spent_usd: Decimal = NOTHING) -> None:
         """Append a fact to the tenant's log."""
         for fact in self.final([event]):
             self.given.append(await self._bus.publish(fact))

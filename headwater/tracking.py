@@ -6,7 +6,7 @@ from typing import Any
 from headwater.history import History
 from projections import queries
 from projections.db import Pool
-from schemas.bodies import TaskSubmitted
+from schemas.bodies import TaskForked, TaskSubmitted
 from schemas.errors import UnavailableError
 from schemas.event import AgentEvent, decode
 from streams.connection import Streams
@@ -66,7 +66,7 @@ class TaskTracker:
         for _ in range(MAX_PAGES):
             page = await self._history.page(tenant_id, after=after, limit=PAGE, task_id=task_id, live=True)
             for entry in page.entries:
-                if entry.error is None and entry.fields["type"] == TaskSubmitted.type:
+                if entry.error is None and entry.fields["type"] in (TaskSubmitted.type, TaskForked.type):
                     return _submitted(decode(tenant_id, "", entry.fields))
             if not page.more:
                 return None
@@ -77,7 +77,7 @@ class TaskTracker:
 
 
 def _submitted(event: AgentEvent) -> dict[str, Any]:
-    assert isinstance(event.body, TaskSubmitted)
+    assert isinstance(event.body, TaskSubmitted | TaskForked)
     return {
         "tenant": event.tenant_id,
         "session": event.session_id,
@@ -94,5 +94,6 @@ def _submitted(event: AgentEvent) -> dict[str, Any]:
         "errors": [],
         "submitted_at": event.at.isoformat().replace("+00:00", "Z"),
         "ended_at": None,
+        "fork_of": event.body.origin_task_id if isinstance(event.body, TaskForked) else None,
         "cost_usd": None,
     }

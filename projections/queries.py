@@ -3,6 +3,7 @@ security answers for them; those across tenants are an administrator's."""
 
 from collections.abc import Sequence
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import asyncpg
@@ -36,6 +37,16 @@ async def task(pool: Pool, tenant_id: str, task_id: str) -> dict[str, Any] | Non
         return await _task(conn, row) | _costs(costs)
 
 
+async def cost_of_tasks(pool: Pool, tenant_id: str, tasks: Sequence[str]) -> Decimal:
+    """What some tasks of a tenant have cost together, as far as it is known, in US dollars."""
+    async with tenant_connection(pool, tenant_id) as conn:
+        return Decimal(
+            await conn.fetchval(
+                "SELECT coalesce(sum(cost_usd), 0) FROM ledger WHERE tenant = $1 AND task = ANY($2)", tenant_id, tasks
+            )
+        )
+
+
 async def session(pool: Pool, tenant_id: str, session_id: str) -> dict[str, Any] | None:
     """A session with its messages and state since it was last cleared, all its tasks, and its cost; or None."""
     async with tenant_connection(pool, tenant_id) as conn:
@@ -50,7 +61,7 @@ async def session(pool: Pool, tenant_id: str, session_id: str) -> dict[str, Any]
             row["cleared_seq"],
         )
         tasks = await conn.fetch(
-            "SELECT task, status, type, submitted_at, ended_at FROM tasks WHERE tenant = $1 AND session = $2 "
+            "SELECT task, status, type, submitted_at, ended_at, fork_of FROM tasks WHERE tenant = $1 AND session = $2 "
             "ORDER BY submitted_at, task",
             *key,
         )
@@ -160,6 +171,7 @@ async def _task(conn: Connection, row: asyncpg.Record) -> dict[str, Any]:
         "errors": _loads(row["errors"]) or [],
         "submitted_at": _iso(row["submitted_at"]),
         "ended_at": _iso(row["ended_at"]),
+        "fork_of": row["fork_of"],
     }
 
 

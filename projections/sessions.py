@@ -18,13 +18,14 @@ from schemas.bodies import (
     TaskCancelled,
     TaskCompleted,
     TaskFailed,
+    TaskForked,
     TaskRouted,
     TaskSubmitted,
 )
 
 _INSERT_TASK = """
-INSERT INTO tasks (tenant, task, session, status, type, priority, submitted_at, text, data)
-VALUES ($1, $2, $3, 'submitted', $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING
+INSERT INTO tasks (tenant, task, session, status, type, priority, submitted_at, text, data, fork_of)
+VALUES ($1, $2, $3, 'submitted', $4, $5, $6, $7, $8, $9) ON CONFLICT DO NOTHING
 """
 _ROUTE_TASK = "UPDATE tasks SET status = 'running', routed_by = $3 WHERE tenant = $1 AND task = $2 AND ended_at IS NULL"
 _END_TASK = """
@@ -60,6 +61,7 @@ class Sessions:
         body.type
         for body in (
             TaskSubmitted,
+            TaskForked,
             TaskRouted,
             TaskCompleted,
             TaskFailed,
@@ -79,19 +81,22 @@ class Sessions:
             span = touched.setdefault((event.tenant_id, event.session_id), [event.at, event.at, 0])
             span[1] = max(span[1], event.at)
             match body:
-                case TaskSubmitted():
+                case TaskSubmitted() | TaskForked():
                     span[2] += 1
                     text = _json(body.text)
                     data = None if body.data is None else _json(body.data)
-                    submitted.append(
-                        (*key, event.session_id, clean(body.task_type), event.priority, event.at, text, data)
-                    )
-                    messages.append((event.tenant_id, event.session_id, *entry.position, "user", event.task_id, text))
+                    fork_of = clean(body.origin_task_id) if isinstance(body, TaskForked) else None
+                    what = (clean(body.task_type), event.priority, event.at, text, data, fork_of)
+                    submitted.append((*key, event.session_id, *what))
+                    # What a fork asks and answers was not said in the session.
+                    if fork_of is None:
+                        where = (event.tenant_id, event.session_id, *entry.position)
+                        messages.append((*where, "user", event.task_id, text))
                 case TaskRouted():
                     routed.append((*key, body.routed_by))
                 case TaskCompleted() | TaskFailed() | TaskCancelled():
                     ended.append((*key, *_outcome(entry)))
-                    if isinstance(body, TaskCompleted):
+                    if isinstance(body, TaskCompleted) and body.fork_of is None:
                         where = (event.tenant_id, event.session_id, *entry.position)
                         messages.append((*where, "assistant", event.task_id, _json(body.result)))
         await conn.executemany(_INSERT_TASK, submitted)

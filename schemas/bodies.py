@@ -53,6 +53,44 @@ class TaskSubmitted(EventBody):
     idempotency_key: str | None = None
 
 
+class TaskForked(EventBody):
+    """Somebody had a task run again from one of its moments: this new task, in the origin's tenant and session.
+
+    With `point`, it goes on from what the supervisor knew before that fact, and the fact is decided anew; without, it
+    begins like a submitted task. It adds no messages to the session, and its costs are its own.
+    """
+
+    type = "task.forked"
+    contents = ("text", "data")
+
+    task_type: str
+    text: Content
+    data: Content = None
+    origin_task_id: str
+    origin_event_id: str | None = None
+    """The origin's fact that is decided anew; None: from the start."""
+    root_task_id: str
+    """The submitted task at the root of all forks. Contexts show its place in the session."""
+    state: dict[str, Any] | None = None
+    """The origin's state before the point, with this task's ids. Its contents are inline or references."""
+    point: dict[str, Any] | None = None
+    """The fact at the point: {type, v, body}, with this task's call ids."""
+    models: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Tier → models, in the place of the settings'."""
+    budget_usd: DecimalText | None = None
+    """No LLM request is begun once the task has cost this much."""
+    idempotency_key: str | None = None
+
+
+class TaskResumed(EventBody):
+    """A forked task takes up calls that were open at its point, beside what the fact there leads to."""
+
+    type = "task.resumed"
+    decision = True
+
+    call_ids: tuple[str, ...]
+
+
 class TaskRouted(EventBody):
     """The supervisor gave the task to an agent, for the reason stated, and ordered the call `call_id`."""
 
@@ -133,6 +171,8 @@ class TaskCompleted(EventBody):
     routed_by: RoutedBy
     decomposed: bool = False
     agent_results: dict[str, Content]
+    fork_of: str | None = None
+    """The task that this one was forked from."""
 
 
 class AgentError(BaseModel):
@@ -158,6 +198,8 @@ class TaskFailed(EventBody):
     routed_by: RoutedBy | None = None
     decomposed: bool = False
     agent_results: dict[str, Content] = Field(default_factory=dict)
+    fork_of: str | None = None
+    """The task that this one was forked from."""
 
 
 class TaskCancelRequested(EventBody):
@@ -180,6 +222,8 @@ class TaskCancelled(EventBody):
     routed_by: RoutedBy | None = None
     decomposed: bool = False
     agent_results: dict[str, Content] = Field(default_factory=dict)
+    fork_of: str | None = None
+    """The task that this one was forked from."""
 
 
 class AgentStarted(EventBody):
@@ -475,6 +519,8 @@ BODIES: dict[str, type[EventBody]] = {
     body.type: body
     for body in (
         TaskSubmitted,
+        TaskForked,
+        TaskResumed,
         TaskCancelRequested,
         TaskRouted,
         TaskDecomposed,

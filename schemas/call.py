@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from schemas.content import Json
 from schemas.handoff import HandoffProposal
 from schemas.ids import AgentId, SessionId, TenantId
+from schemas.money import DecimalText
 from schemas.task import Priority
 
 CallKind = Literal["agent", "route", "decompose", "check", "synthesize"]
@@ -58,3 +59,9 @@ class Call(BaseModel):
     """For a check: positions in the log of what the sender was given."""
     repair_reasons: tuple[str, ...] = Field(default=())
     """Why the handoff that this agent proposed was rejected, when it is asked to repair it."""
+    models: dict[str, tuple[str, ...]] = {}
+    """Tier → models, where a forked task has others than the settings."""
+    budget_usd: DecimalText | None = None
+    """What its task may cost: no LLM request is begun once so much was spent."""
+    root_task_id: str | None = None
+    """For a forked task: the submitted one, whose place in the session it has."""

@@ -74,6 +74,10 @@ class OutputSchemaError(HeadwaterError):
     """An agent's result breaks the output schema of its capability. The run fails."""
 
 
+class BudgetExceededError(HeadwaterError):
+    """A task with a budget has spent it, or would ask a model that has no price. The request was not sent."""
+
+
 class ProviderError(HeadwaterError):
     """An LLM request failed for good after every retry and fallback. The agent's run fails."""
 

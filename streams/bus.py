@@ -1,14 +1,14 @@
 """One tenant's door to the log: submit, read, wait (contract rows B2 and B4)."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 
-from schemas.bodies import TaskCancelRequested, TaskSubmitted
+from schemas.bodies import TaskCancelRequested, TaskForked, TaskSubmitted
 from schemas.content import canonical_json, content_hash, seal
 from schemas.errors import IdempotencyConflictError, InvalidInputError, TenantMismatchError, UnreadableEventError
 from schemas.event import FIELDS, AgentEvent, decode, encode
 from schemas.ids import check_tenant_id, derived_id, new_id
-from schemas.task import Accepted, NewTask
+from schemas.task import Accepted, NewTask, Priority
 from streams.connection import Streams
 from streams.log import Entry
 
@@ -50,13 +50,51 @@ class TenantEventBus:
         same = canonical_json([task.session, task.type, task.text, task.data, task.priority])
         outcome, position, known_id = await self._append(event, task.idempotency_key, content_hash(same)[:16])
         if outcome == "conflict":
-            raise IdempotencyConflictError(
-                f"idempotency key {task.idempotency_key!r} of tenant {task.tenant!r} was used for another task "
-                f"({known_id}): use a new key for a new task"
-            )
+            raise _key_in_use(task.idempotency_key, task.tenant, known_id)
         return Accepted(
             tenant_id=task.tenant,
             session_id=task.session,
+            task_id=known_id,
+            position=position,
+            duplicate=outcome == "duplicate",
+        )
+
+    async def fork(
+        self,
+        body: TaskForked,
+        *,
+        task_id: str,
+        session_id: str,
+        priority: Priority,
+        blobs: Mapping[str, bytes],
+        fingerprint: str,
+    ) -> Accepted:
+        """Accept a forked task: once per idempotency key within the key's life, else once per task id.
+
+        `blobs` are the large contents that the body refers to, `fingerprint` stands for what was asked for.
+
+        Raises:
+            IdempotencyConflictError: the key was used for something else.
+        """
+        event = AgentEvent(
+            id=derived_id(task_id, "forked"),
+            tenant_id=self.tenant_id,
+            session_id=session_id,
+            task_id=task_id,
+            priority=priority,
+            source_agent_id=USER,
+            call_chain=(USER,),
+            at=datetime.now(UTC),
+            body=body,
+        )
+        _check_readable(event)
+        key = body.idempotency_key
+        outcome, position, known_id = await self._append(event, key, fingerprint, blobs)
+        if outcome == "conflict":
+            raise _key_in_use(key, self.tenant_id, known_id)
+        return Accepted(
+            tenant_id=self.tenant_id,
+            session_id=session_id,
             task_id=known_id,
             position=position,
             duplicate=outcome == "duplicate",
@@ -95,8 +133,10 @@ class TenantEventBus:
         _, position, _ = await self._append(event, None, "-")
         return position
 
-    async def _append(self, event: AgentEvent, key: str | None, fingerprint: str) -> tuple[str, str, str]:
-        blobs: dict[str, bytes] = {}
+    async def _append(
+        self, event: AgentEvent, key: str | None, fingerprint: str, known: Mapping[str, bytes] | None = None
+    ) -> tuple[str, str, str]:
+        blobs = dict(known or {})
         fact = encode(event, blobs)
         return await self._streams.functions.append(
             self.tenant_id,
@@ -115,6 +155,13 @@ class TenantEventBus:
     def follow(self, *, after: str = "0-0") -> AsyncIterator[Entry]:
         """All entries after a position, then new ones as they come."""
         return self._streams.log.follow(self.tenant_id, after=after)
+
+
+def _key_in_use(key: str | None, tenant_id: str, task_id: str) -> IdempotencyConflictError:
+    return IdempotencyConflictError(
+        f"idempotency key {key!r} of tenant {tenant_id!r} was used for another task ({task_id}): use a new key for a "
+        "new task"
+    )
 
 
 def _check_readable(event: AgentEvent) -> None:

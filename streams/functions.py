@@ -261,16 +261,27 @@ class Functions(FunctionCalls):
         ]
 
     async def record(
-        self, delivery: Delivery, *, lease_ms: int, key: str, facts: list[Fields], blobs: dict[str, bytes]
+        self,
+        delivery: Delivery,
+        *,
+        lease_ms: int,
+        key: str,
+        facts: list[Fields],
+        blobs: dict[str, bytes],
+        spent: tuple[str, int] | None = None,
     ) -> str:
         """Append facts of a running call under a step key, once; the last fact is the step's. Renews the lease.
 
+        `spent` (task, picodollars) is what the step cost, for a task with a budget.
         Returns the position of the step's fact.
 
         Raises:
             StaleLeaseError: the call was given to another worker, or the lease ended. Nothing was written.
         """
         item = self._token(delivery) | {"lease_ms": lease_ms, "key": key, "facts": facts, "blobs": list(blobs.items())}
+        if spent is not None:
+            # As text: Lua's numbers are exact up to 2^53 only.
+            item["spent"] = (spent[0], str(spent[1]))
         lease_ends_at = _from_now(lease_ms)
         _, position = await self._fenced("record", delivery, item)
         delivery.lease_ends_at = max(delivery.lease_ends_at, lease_ends_at)

@@ -32,6 +32,7 @@
 --                              and those of the same task behind them, oldest first
 --   S:T:due              zset  task -> ms at which its deferred entries are tried again. One without waits for a person
 --   S:T:steps            zset  call -> ms of its first recorded step, while the call is open
+--   S:T:spent            hash  open task with a budget -> picodollars that its LLM requests have cost
 --   S:T:blobs            zset  sha256 -> ms at which a fact last brought that content along
 --   S:T:parked           stream of dead letters: entries that were given up, and calls that killed their workers
 --   S:T:done             channel on which the end of a task is announced: "task position"
@@ -327,7 +328,10 @@ local function defers(item) return #(item.tried or {}) + #(item.retries or {}) +
 local function need_commit(S, item)
   local prefix = S .. ':' .. item.tenant
   need_facts(S, item.tenant, item.facts, item.blobs)
-  if #(item.states or {}) + #(item.ended or {}) > 0 then need('hash', prefix .. ':state') end
+  if #(item.states or {}) + #(item.ended or {}) > 0 then
+    need('hash', prefix .. ':state')
+    need('hash', prefix .. ':spent')
+  end
   if #(item.calls or {}) > 0 then need_once('list', S .. ':bell:worker') end
   for _, call in ipairs(item.calls or {}) do
     need('hash', prefix .. ':call:' .. call[1])
@@ -411,7 +415,10 @@ local function commit(S, item)
   if caught_up then redis.call('ZREM', ready, item.tenant) else redis.call('ZADD', ready, now, item.tenant) end
 
   for _, entry in ipairs(item.states or {}) do redis.call('HSET', prefix .. ':state', entry[1], entry[2]) end
-  for _, task in ipairs(item.ended or {}) do redis.call('HDEL', prefix .. ':state', task) end
+  for _, task in ipairs(item.ended or {}) do
+    redis.call('HDEL', prefix .. ':state', task)
+    redis.call('HDEL', prefix .. ':spent', task)
+  end
   for i, call in ipairs(item.calls or {}) do
     local mine = turn - #item.calls + i
     local score = call[3] * RANK + mine
@@ -499,7 +506,8 @@ local function holds(S, item, now, name)
 end
 
 -- record: facts of a call that goes on, such as a finished step, once per key. Renews the lease.
---   item   {tenant, call, worker, delivery, lease_ms, key, facts, blobs}
+--   item   {tenant, call, worker, delivery, lease_ms, key, facts, blobs,
+--           spent {task, picodollars as text} (absent: its task has no budget)}
 --   reply  {"recorded", position of the key's fact} | {"stale"}
 local function record(S, item)
   local now = now_ms()
@@ -508,11 +516,16 @@ local function record(S, item)
   if not position then
     need_facts(S, item.tenant, item.facts, item.blobs)
     need('zset', S .. ':' .. item.tenant .. ':steps')
+    if item.spent then need('hash', S .. ':' .. item.tenant .. ':spent') end
     local readers = sleeping(S, item.tenant, {'projector'})
     local positions = write_facts(S, item.tenant, item.facts, item.blobs)
     position = positions[#positions]
     redis.call('ZADD', S .. ':' .. item.tenant .. ':steps', 'NX', string.match(position, '^%d+'), item.call)
     redis.call('HSET', S .. ':' .. item.tenant .. ':call:' .. item.call, 's' .. item.key, position)
+    -- What comes in after the task's end has nobody to hold back, and would stay for ever.
+    if item.spent and redis.call('HEXISTS', S .. ':' .. item.tenant .. ':state', item.spent[1]) == 1 then
+      redis.call('HINCRBY', S .. ':' .. item.tenant .. ':spent', item.spent[1], item.spent[2])
+    end
     wake(S, item.tenant, readers, now)
   end
   redis.call('ZADD', S .. ':leases', now + item.lease_ms, item.tenant .. '|' .. item.call)

@@ -52,6 +52,10 @@ class Keys:
         """The channel on which the ends of the tenant's tasks are announced."""
         return f"{self.prefix(tenant_id)}:done"
 
+    def spent(self, tenant_id: str) -> str:
+        """Hash: open task with a budget → picodollars that it has spent."""
+        return f"{self.prefix(tenant_id)}:spent"
+
     def ready(self, shard: int, reader: str) -> str:
         """Sorted set of the shard's tenants that `reader` has something to read from."""
         return f"{self.prefixes[shard]}:ready:{reader}"

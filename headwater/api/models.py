@@ -108,6 +108,7 @@ class TaskOut(BaseModel):
                     "errors": [],
                     "submitted_at": "2026-11-25T02:00:00Z",
                     "ended_at": "2026-11-25T02:00:03.120000Z",
+                    "fork_of": None,
                     "cost_usd": "0.000412",
                     "llm_attempts": 2,
                     "unpriced_attempts": 0,
@@ -132,6 +133,7 @@ class TaskOut(BaseModel):
     errors: list[Json] = []
     submitted_at: str | None = None
     ended_at: str | None = None
+    fork_of: str | None = Field(default=None, description="The task that this one was forked from.")
     cost_usd: str | None = Field(default=None, description="Exact decimal, in US dollars; null until it is known.")
     llm_attempts: int | None = None
     unpriced_attempts: int | None = None

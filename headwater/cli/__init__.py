@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from headwater.cli import admin, costs, dead_letters, keys, proving, reading, replaying, running, submitting
+from headwater.cli import admin, costs, dead_letters, forking, keys, proving, reading, replaying, running, submitting
 from headwater.cli.common import err
 from schemas.errors import HeadwaterError, InvalidInputError
 
@@ -22,6 +22,7 @@ reading.register(app)
 costs.register(app)
 replaying.register(app)
 proving.register(app)
+forking.register(app)
 admin.register(app)
 dead_letters.register(app)
 keys.register(app)

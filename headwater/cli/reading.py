@@ -60,7 +60,7 @@ def events(
             except UnreadableEventError as error:
                 err.print(f"[red]unreadable:[/red] {escape(str(error))}", soft_wrap=True)
                 continue
-            _print_event(event, entry, json_)
+            print_event(event, entry, json_)
             printed += 1
             if limit is not None and printed >= limit:
                 return
@@ -68,7 +68,8 @@ def events(
     reached(data, url, key, work)
 
 
-def _print_event(event: AgentEvent, entry: SeenEntry, json_: bool) -> None:
+def print_event(event: AgentEvent, entry: SeenEntry, json_: bool) -> None:
+    """One event on a line."""
     if json_:
         print_json(event_json(event.tenant_id, entry))
         return

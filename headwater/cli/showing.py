@@ -18,6 +18,8 @@ def show_outcome(task: Mapping[str, Any]) -> None:
     out.print(f"[bold {_STATUS.get(status, 'blue')}]{status}[/]  {task.get('task') or task.get('task_id')}")
     if task.get("call_chain"):
         out.print(f"  chain    {' → '.join(task['call_chain'])}")
+    if task.get("fork_of"):
+        out.print(f"  fork of  {task['fork_of']}")
     if task.get("routed_by"):
         out.print(f"  routed   by {task['routed_by']}")
     if task.get("cost_usd") is not None:
@@ -57,6 +59,8 @@ def _proposal(body: Mapping[str, Any]) -> str:
 
 _SUMMARIES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "task.submitted": lambda b: f"{b['task_type']}: {_short(b['text'])}",
+    "task.forked": lambda b: f"of {b['origin_task_id']}: {_short(b['text'])}",
+    "task.resumed": lambda b: f"{len(b['call_ids'])} calls",
     "task.routed": lambda b: f"to {b['agent_id']} by {b['routed_by']}: {b['reasoning']}",
     "task.decomposed": lambda b: f"into {len(b['subtasks'])} subtasks: {b['reasoning']}",
     "task.cancel_requested": lambda b: str(b["reason"]),

@@ -11,6 +11,7 @@ from schemas.bodies import (
     StepRecorded,
     SupervisorAnswered,
     TaskCompleted,
+    TaskForked,
     TaskSubmitted,
 )
 from schemas.content import Json
@@ -54,8 +55,8 @@ async def blame(recording: Recording, events: list[AgentEvent], pointer: str) ->
                         "how": how,
                     }
                 )
-    made = [hop for hop in path if hop["type"] not in (TaskSubmitted.type, TaskCompleted.type)]
-    given = [hop for hop in path if hop["type"] == TaskSubmitted.type]
+    made = [hop for hop in path if hop["type"] not in (TaskSubmitted.type, TaskForked.type, TaskCompleted.type)]
+    given = [hop for hop in path if hop["type"] in (TaskSubmitted.type, TaskForked.type)]
     exact = [hop for hop in made if hop["how"] != "part"]
     origin = next(iter([*given, *exact, *made]), None)
     return {"pointer": pointer, "value": value, "origin": origin, "path": path}
@@ -66,6 +67,8 @@ def _carried(event: AgentEvent) -> list[tuple[str, Json]]:
     match event.body:
         case TaskSubmitted() as body:
             return [("text", body.text), ("data", body.data)]
+        case TaskForked() as body:
+            return [("text", body.text), ("data", body.data), ("state", body.state), ("point", body.point)]
         case LlmAttempted(status="ok") as body:
             return [("response", body.response)]
         case StepRecorded() as body:

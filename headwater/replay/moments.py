@@ -145,7 +145,7 @@ async def messages_at(recording: Recording, tenant_id: str, session_id: str, at:
                 messages = []
             case TaskSubmitted() as body:
                 messages.append({"role": "user", "task": event.task_id, "content": body.text})
-            case TaskCompleted() as body:
+            case TaskCompleted(fork_of=None) as body:
                 messages.append({"role": "assistant", "task": event.task_id, "content": body.result})
     return [m | {"content": await resolved(recording, tenant_id, m["content"])} for m in messages]
 

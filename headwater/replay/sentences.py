@@ -24,6 +24,8 @@ from schemas.bodies import (
     TaskCompleted,
     TaskDecomposed,
     TaskFailed,
+    TaskForked,
+    TaskResumed,
     TaskRouted,
     TaskSubmitted,
 )
@@ -58,6 +60,17 @@ def _step(subtask: int | None) -> str:
 
 def _submitted(body: TaskSubmitted, event: AgentEvent, _: Sequence[AgentEvent]) -> str:
     return f"A task of type {body.task_type} came in: {quote(body.text)}"
+
+
+def _forked(body: TaskForked, event: AgentEvent, _: Sequence[AgentEvent]) -> str:
+    where = "from its start" if body.point is None else f"from its {body.point['type']} {body.origin_event_id}"
+    models = "".join(f", {tier} by {' or '.join(names)}" for tier, names in body.models.items())
+    budget = f", for ${body.budget_usd} at most" if body.budget_usd else ""
+    return f"Task {body.origin_task_id} was run again {where}{models}{budget}: {quote(body.text)}"
+
+
+def _resumed(body: TaskResumed, event: AgentEvent, _: Sequence[AgentEvent]) -> str:
+    return f"The supervisor took up {len(body.call_ids)} more that were being worked on at that point"
 
 
 def _routed(body: TaskRouted, event: AgentEvent, _: Sequence[AgentEvent]) -> str:
@@ -193,6 +206,8 @@ def _took(duration_us: int) -> str:
 
 _TELLERS: dict[type, Callable[[Any, AgentEvent, Sequence[AgentEvent]], str]] = {
     TaskSubmitted: _submitted,
+    TaskForked: _forked,
+    TaskResumed: _resumed,
     TaskRouted: _routed,
     TaskDecomposed: _decomposed,
     SupervisorAsked: _asked,

@@ -13,11 +13,12 @@ from typing import Any
 import orjson
 
 from handlers.decider import Divergence, redecide
+from handlers.state import looked_at
 from handlers.supervisor import WANTED, Rules
 from headwater.replay.moments import read
 from headwater.replay.recording import Recording
 from projections.projection import START, Position
-from schemas.bodies import DECISIONS, SupervisorAnswered, TaskSubmitted
+from schemas.bodies import DECISIONS, TaskForked, TaskSubmitted
 from schemas.content import blob_of
 from schemas.event import AgentEvent, encode_body
 
@@ -121,7 +122,7 @@ async def _tasks(
         if event is None or event.task_id in ended:
             continue
         if event.task_id not in running:
-            if not isinstance(event.body, TaskSubmitted):
+            if not isinstance(event.body, TaskSubmitted | TaskForked):
                 unknown.add(event.task_id)
                 continue
             running[event.task_id] = []
@@ -138,10 +139,7 @@ async def _blobs(recording: Recording, tenant_id: str, events: list[AgentEvent])
     """The large contents that the decisions may have looked at."""
     found: dict[str, bytes] = {}
     for event in events:
-        body = event.body
-        values = [body.text, body.data] if isinstance(body, TaskSubmitted) else []
-        values += [body.answer] if isinstance(body, SupervisorAnswered) else []
-        for value in values:
+        for value in looked_at(event.body):
             if (sha := blob_of(value)) is not None:
                 found[sha] = await recording.blob(tenant_id, sha)
     return found

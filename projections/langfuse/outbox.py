@@ -10,7 +10,7 @@ from projections.archive import blob_hashes, blob_sizes, clean, read_event
 from projections.db import Connection, Pool, database_errors
 from projections.langfuse.spans import EXPORTED, RELATED, shown_of, span_id_of
 from projections.projection import Position, columns
-from schemas.bodies import TaskSubmitted
+from schemas.bodies import TaskForked, TaskSubmitted
 from schemas.errors import HeadwaterError
 from schemas.event import AgentEvent
 from schemas.trace_ids import trace_id
@@ -150,7 +150,7 @@ class Outbox:
         tasks = sorted({(item.event.tenant_id, item.event.task_id) for item in items})
         for row in await self._conn.fetch(_RELATED, *columns(tasks, 2), list(RELATED)):
             event = read_event(row)
-            name = event.task_id if event.type == TaskSubmitted.type else event.id
+            name = event.task_id if event.type in (TaskSubmitted.type, TaskForked.type) else event.id
             found[event.tenant_id].related[name] = event
             if (event.tenant_id, name) in shown:
                 wanted |= {(event.tenant_id, sha) for sha in blob_hashes(row["body"])}

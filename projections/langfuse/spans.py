@@ -21,6 +21,7 @@ from schemas.bodies import (
     TaskCancelled,
     TaskCompleted,
     TaskFailed,
+    TaskForked,
     TaskSubmitted,
 )
 from schemas.content import Json, blob_of, resolve
@@ -43,7 +44,7 @@ EXPORTED = frozenset(
     )
 )
 """The events that become spans."""
-RELATED = (TaskSubmitted.type, HandoffProposed.type)
+RELATED = (TaskSubmitted.type, TaskForked.type, HandoffProposed.type)
 """The events that spans of the same task take something from."""
 
 MAX_CONTENT_CHARS = 1_000_000
@@ -163,9 +164,9 @@ class SpanMaker:
                 return self._task(event, body)
         raise ValueError(f"{event.type} is not exported")
 
-    def _submission(self, event: AgentEvent) -> TaskSubmitted | None:
+    def _submission(self, event: AgentEvent) -> TaskSubmitted | TaskForked | None:
         found = self._related.get(event.task_id)
-        return found.body if found is not None and isinstance(found.body, TaskSubmitted) else None
+        return found.body if found is not None and isinstance(found.body, TaskSubmitted | TaskForked) else None
 
     def _task(self, event: AgentEvent, body: _TASKS) -> Draft:
         submitted = self._submission(event)
@@ -177,7 +178,7 @@ class SpanMaker:
             start=event.at if first is None else first.at,
             end=event.at,
             input=None if submitted is None else submitted.text,
-            metadata={"routed_by": body.routed_by, "decomposed": body.decomposed},
+            metadata={"routed_by": body.routed_by, "decomposed": body.decomposed, "fork_of": body.fork_of},
         )
         if isinstance(body, TaskCompleted):
             draft.output = body.result

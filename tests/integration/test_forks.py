@@ -1,0 +1,150 @@
+"""Tasks run again on real servers: what a fork takes over, what it pays, and that its origin is left as it was."""
+
+from decimal import Decimal
+from typing import Any
+
+from handlers.supervisor import Rules
+from headwater import AgentRegistration, BaseAgent, HybridRouter, StrictnessConfig, Task, TaskContext, Team
+from headwater.embedded import Endpoints
+from headwater.replay.compare import compare
+from headwater.replay.fork import ForkOptions, fork_task
+from headwater.replay.recording import LiveRecording
+from headwater.replay.verify import verify
+from headwater.testing import Harness, TaskRun, running
+from projections.rebuild import digests, rebuild, rebuildable
+from tests.processes import until
+
+LONG = "The figures, at length. " * 200
+ANSWERS = [{"system": "Look it up", "answer": LONG}, {"system": "Write", "answer": "Dear customer"}]
+
+
+class Finder(BaseAgent):
+    """Asks a model, and hands over."""
+
+    registration = AgentRegistration(agent_id="finder", name="Finder", description="finds")
+
+    async def execute(self, task: Task, context: TaskContext) -> Any:
+        found = await context.llm.complete(task.text, system="Look it up")
+        return context.hand_over("writer", payload_type="notes", content={"notes": found.text})
+
+
+class Writer(BaseAgent):
+    """Asks a model two things, one after the other."""
+
+    registration = AgentRegistration(agent_id="writer", name="Writer", description="writes")
+
+    async def execute(self, task: Task, context: TaskContext) -> Any:
+        assert context.handoff is not None
+        compiled = await context.compile(memories=0)
+        said = [message for message in compiled.session if message.role == "assistant"]
+        first = await context.llm.complete(str(context.handoff.content)[:50], system="Write", tier="reasoning")
+        second = await context.llm.complete("again", system="Write", tier="reasoning")
+        return {"texts": [first.text, second.text], "data": task.data, "said_before": len(said)}
+
+
+TEAM = Team(
+    [Finder(), Writer()],
+    HybridRouter([lambda task: "finder"]),
+    strictness=StrictnessConfig(semantic=False),
+)
+
+
+async def forked(harness: Harness, origin: TaskRun, options: ForkOptions, **more: Any) -> TaskRun:
+    """A fork of a run, when it has ended."""
+    tenant = origin.outcome.tenant_id
+    accepted = await fork_task(harness.hw, tenant, origin.outcome.task_id, options, **more)
+    return await harness.finished(accepted)
+
+
+def models(run: TaskRun) -> set[str]:
+    return {body.requested_model for body in run.bodies("llm.attempted")}
+
+
+async def check_money(harness: Harness) -> None:
+    """The ledger has what the provider billed, to the last digit, and a rebuild gives the same."""
+    billed = sum((Decimal(entry["usd"]) for entry in harness.bill()), start=Decimal(0))
+    spent = await harness.hw.pool.fetchval("SELECT sum(cost_usd) FROM ledger")
+    assert spent == billed > 0
+    before = await digests(harness.hw.pool)
+    await rebuild(harness.hw.pool, rebuildable())
+    assert await digests(harness.hw.pool) == before
+
+
+async def test_a_fork_lives_on_from_its_point_and_pays_only_what_comes_after(endpoints: Endpoints) -> None:
+    async with running(TEAM, endpoints, answers=ANSWERS) as harness:
+        origin = await harness.run_task("What do I owe?", tenant="acme", session="s", data={"n": 1})
+        await harness.run_task("And I?", tenant="beta", session="s")
+        before = await harness.hw.task("acme", origin.outcome.task_id)
+        session = await harness.hw.session("acme", "s")
+
+        whole = await forked(harness, origin, ForkOptions(models={"reasoning": ("openai/sim-fast",)}, data={"n": 2}))
+        assert whole.outcome.status == "completed"
+        assert models(whole) == {"openai/sim-fast"} != models(origin)
+        assert (whole.result["data"], origin.result["data"]) == ({"n": 2}, {"n": 1})
+        assert whole.result["said_before"] == 0, "it sees the session as its origin did"
+
+        (proposed,) = [event for event in origin.events if event.type == "handoff.proposed"]
+        part = await forked(harness, origin, ForkOptions(at=proposed.id))
+        assert part.result == origin.result
+        assert {body.agent_id for body in part.bodies("llm.attempted")} == {"writer"}
+        assert set(part.outcome.agent_results) == {"finder", "writer"}
+        assert part.outcome.agent_results["finder"]["notes"] == LONG, "a large content is taken over"
+        assert 0 < part.cost_usd < origin.cost_usd
+
+        fork = await harness.hw.task("acme", part.outcome.task_id)
+        assert fork is not None
+        assert fork["fork_of"] == origin.outcome.task_id
+        assert await harness.hw.task("acme", origin.outcome.task_id) == before
+        now = await harness.hw.session("acme", "s")
+        assert now is not None
+        assert session is not None
+        assert now["messages"] == session["messages"]
+        assert await harness.hw.task("beta", part.outcome.task_id) is None
+        assert all(event.task_id != part.outcome.task_id for event in await harness.events("beta"))
+
+        recording = LiveRecording(harness.hw.streams, harness.hw.pool)
+        report = await verify(recording, ["acme", "beta"], Rules(TEAM, TEAM.strictness))
+        assert (report.tasks, report.diverged, report.skipped) == (4, 0, 0), report.differences
+        found = await compare(recording, "acme", origin.outcome.task_id, part.outcome.task_id)
+        assert found["first_difference"] is None
+        assert found["results"] == []
+        assert [row["right"]["taken_over"] for row in found["decisions"]] == [True, False, False]
+        await check_money(harness)
+
+
+async def test_a_budget_ends_a_fork_and_is_forgotten_with_it(endpoints: Endpoints) -> None:
+    async with running(TEAM, endpoints, answers=ANSWERS) as harness:
+        origin = await harness.run_task("What do I owe?", tenant="acme")
+        first = Decimal(origin.bodies("llm.attempted")[0].cost_usd)
+
+        stopped = await forked(harness, origin, ForkOptions(budget_usd=format(first, "f")))
+        assert stopped.outcome.status == "failed"
+        assert "BudgetExceededError" in str(stopped.outcome.error)
+        assert "has spent $" in str(stopped.outcome.error)
+        assert stopped.cost_usd == first, "what was spent before the limit, and nothing after it"
+
+        enough = await forked(harness, origin, ForkOptions(budget_usd=format(origin.cost_usd, "f")))
+        assert enough.outcome.status == "completed"
+        priceless = await forked(harness, origin, ForkOptions(budget_usd="1", models={"fast": ("openai/unheard-of",)}))
+        assert "price of openai/unheard-of is not known" in str(priceless.outcome.error)
+        assert priceless.bodies("llm.attempted") == []
+        redis, keys = harness.hw.streams.redis, harness.hw.streams.keys
+        await until(lambda: _none_kept(redis, keys.spent("acme")), "nothing is kept of ended tasks")
+        await check_money(harness)
+
+
+async def _none_kept(redis: Any, key: str) -> bool:
+    return not await redis.exists(key)
+
+
+async def test_under_a_key_a_task_is_forked_once(endpoints: Endpoints) -> None:
+    async with running(TEAM, endpoints, answers=ANSWERS) as harness:
+        origin = await harness.run_task("What do I owe?", tenant="acme")
+        task_id, hw = origin.outcome.task_id, harness.hw
+        first = await fork_task(hw, "acme", task_id, ForkOptions(), key="once")
+        again = await fork_task(hw, "acme", task_id, ForkOptions(), key="once")
+        assert (again.task_id, again.duplicate, first.duplicate) == (first.task_id, True, False)
+        other = await fork_task(hw, "acme", task_id, ForkOptions())
+        assert other.task_id != first.task_id
+        for accepted in (first, other):
+            assert (await harness.finished(accepted)).outcome.status == "completed"
