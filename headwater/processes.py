@@ -9,6 +9,7 @@ from faststream.redis import RedisBroker
 
 from handlers.provider import LitellmProvider, Provider
 from headwater.embedded import Endpoints
+from headwater.heartbeat import beating
 from headwater.runtime import add_decider, add_projector, add_runner, make_broker, make_llm, make_recall, worker_name
 from headwater.settings import Settings
 from headwater.teams import load_team
@@ -44,7 +45,7 @@ async def run_worker(settings: Settings, endpoints: Endpoints, *, provider: Prov
         add_runner(broker, streams, team, llm, settings, worker, tracer, recall=recall)
     try:
         logger.info("worker_started", worker=worker, agents=[agent.agent_id for agent in team.registry])
-        await _run_until_stopped(broker)
+        await _run_until_stopped(broker, settings)
     finally:
         if isinstance(provider, LitellmProvider):
             await provider.aclose()
@@ -66,7 +67,7 @@ async def run_projector(settings: Settings, endpoints: Endpoints) -> None:
         add_projector(broker, streams, Runner(pool, streams.log), settings)
         async with exporting(settings, pool), trimming(settings, streams, pool):
             logger.info("projector_started")
-            await _run_until_stopped(broker)
+            await _run_until_stopped(broker, settings)
     finally:
         await pool.close()
         await streams.close()
@@ -84,12 +85,13 @@ def _collect_seldom() -> None:
     gc.set_threshold(20_000, 20, 20)
 
 
-async def _run_until_stopped(broker: RedisBroker) -> None:
+async def _run_until_stopped(broker: RedisBroker, settings: Settings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await broker.start()
     _collect_seldom()
-    await stop.wait()
-    logger.info("draining")
-    await broker.stop()
+    async with beating(settings.heartbeat, broker.subscribers):
+        await stop.wait()
+        logger.info("draining")
+        await broker.stop()

@@ -29,8 +29,8 @@ class Settings(BaseSettings):
     shards: int = Field(default=16, ge=1, le=4096, description="Shards of the log, fixed at its first start.")
     agents: str | None = Field(default=None, description="The team to run, as `module:object`.")
     workers: int = Field(default=2, ge=1, le=256, description="Worker processes that `up` keeps running.")
-    port: int = Field(default=8080, ge=0, le=65535, description="Port of the HTTP application of `up`.")
-    host: str = Field(default="127.0.0.1", description="Address that the HTTP application of `up` listens on.")
+    port: int = Field(default=8080, ge=0, le=65535, description="Port of the HTTP application.")
+    host: str = Field(default="127.0.0.1", description="Address that the HTTP application listens on.")
     metrics_port: int | None = Field(
         default=None,
         ge=0,
@@ -91,6 +91,10 @@ class Settings(BaseSettings):
     )
     idempotency_hours: int = Field(default=24, ge=1, description="How long an idempotency key is remembered.")
     tenant_labels: int = Field(default=100, ge=1, description="Tenants with labels of their own in /metrics.")
+    heartbeat: Path | None = Field(
+        default=None,
+        description="File that a worker or projector touches while it reads its streams, for a liveness check.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="debug, info, warning or error."
     )

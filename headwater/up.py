@@ -13,11 +13,11 @@ from headwater.app import create_app
 from headwater.children import reviving, running_children
 from headwater.embedded import EmbeddedServers, Endpoints
 from headwater.embedded.servers import lock_directory
+from headwater.http_server import serve_until_stopped, wait_started
 from headwater.node import remove_node, write_node
 from headwater.settings import Settings
 from headwater.teams import load_team
 from projections.db import connect, migrate
-from schemas.errors import ConfigurationError
 from streams.connection import open_streams
 
 logger = structlog.get_logger(__name__)
@@ -70,8 +70,8 @@ async def _up(
         uvicorn.Config(app, host=settings.host, port=settings.port, log_level="warning", lifespan="on")
     )
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-    http = asyncio.create_task(_serve(server))
-    await _wait_started(server, http, settings)
+    http = asyncio.create_task(serve_until_stopped(server))
+    await wait_started(server, http, settings)
     url = f"http://{settings.host}:{server.servers[0].sockets[0].getsockname()[1]}"
     async with contextlib.AsyncExitStack() as stack:
         app.state.children = await stack.enter_async_context(running_children(settings, data, endpoints))
@@ -94,17 +94,3 @@ async def _prepare(settings: Settings, endpoints: Endpoints) -> None:
         await migrate(pool)
     finally:
         await pool.close()
-
-
-async def _serve(server: uvicorn.Server) -> None:
-    with contextlib.suppress(SystemExit):
-        await server.serve()
-
-
-async def _wait_started(server: uvicorn.Server, http: "asyncio.Task[None]", settings: Settings) -> None:
-    while not server.started:
-        if http.done():
-            raise ConfigurationError(
-                f"port {settings.port} on {settings.host} cannot be used: choose another with --port (0: any free one)"
-            )
-        await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Commands that run something: up, worker, projector, simulator."""
+"""Commands that run something: up, api, worker, projector, simulator."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +17,7 @@ AgentsOption = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     app.command("up")(up)
+    app.command("api")(api)
     app.command("worker")(worker)
     app.command("projector")(projector)
     app.command("simulator")(simulator)
@@ -51,6 +52,26 @@ def up(
     out.print("stopped")
 
 
+def api(
+    data: DataOption = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="HTTP port, 0 for any free one. [default: 8080]")] = None,
+) -> None:
+    """Run one process of the HTTP application, until SIGTERM."""
+    from headwater.http_server import run_api
+    from headwater.node import find_endpoints
+
+    settings = read_settings(data=data, host=host, port=port)
+    configure_logging(settings.log_level)
+    run_async(
+        run_api(
+            settings,
+            find_endpoints(settings),
+            lambda url: out.print(f"[bold]Headwater's API is up[/bold] at {url}  (/docs, /asyncapi, /metrics)"),
+        )
+    )
+
+
 def worker(data: DataOption = None, agents: AgentsOption = None) -> None:
     """Run one worker process: it decides on tasks and runs agents, until SIGTERM."""
     from headwater.node import find_endpoints
@@ -72,6 +93,7 @@ def projector(data: DataOption = None) -> None:
 
 
 def simulator(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port, 0 for any free one.")] = 8090,
     script: Annotated[Path | None, typer.Option(help="JSON file of scripted answers.")] = None,
     prices: Annotated[Path | None, typer.Option(help="JSON price file in LiteLLM's format.")] = None,
@@ -95,7 +117,7 @@ def simulator(
             f"[bold]The simulator is up[/bold] at {url}  (OpenAI's interface under {url}/v1, the bill at {url}/bill)"
         )
 
-    serve(config, host="127.0.0.1", port=port, ready=ready)
+    serve(config, host=host, port=port, ready=ready)
 
 
 def _shown(url: str) -> str:
