@@ -49,6 +49,10 @@ class HeadwaterProcess:
         """Has it not ended?"""
         return self._child.poll() is None
 
+    def status(self) -> int | None:
+        """Its exit status, if it has ended."""
+        return self._child.poll()
+
     def output(self) -> str:
         """What it wrote so far."""
         return self.log.read_text(errors="replace")

@@ -77,9 +77,7 @@ def test_the_dashboard_asks_for_what_there_is() -> None:
     for panel, target in queries():
         assert problems_of(target["expr"]) == [], (panel["title"], target["expr"])
         for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
-            kept = {
-                name.strip() for found in re.findall(r"\bby\s*\(([^)]*)\)", target["expr"]) for name in found.split(",")
-            }
+            kept = split_labels(re.findall(r"\bby\s*\(([^)]*)\)", target["expr"]))
             assert label in kept, (panel["title"], label)
     asked = {name for name in SERIES for _, target in queries() if re.search(rf"\b{name}\b", target["expr"])}
     shown = {re.sub("_(bucket|sum|count)$", "", name) for name in asked}
