@@ -42,12 +42,13 @@ def environment(endpoints: Endpoints, database_url: str, **more: str) -> dict[st
     }
 
 
-async def answers(url: str) -> bool:
+async def answers(url: str, process: HeadwaterProcess) -> bool:
     """Does it answer 200?"""
     try:
         async with httpx.AsyncClient(trust_env=False) as client:
             return (await client.get(url)).status_code == 200
     except httpx.TransportError:
+        assert process.is_running(), process.output()
         return False
 
 
@@ -57,7 +58,7 @@ async def test_the_api_alone_serves_tasks_and_a_metrics_port_and_stops_cleanly(
     port, metrics_port = free_port(), free_port()
     env = environment(endpoints, database_url, HEADWATER_METRICS_PORT=str(metrics_port))
     with HeadwaterProcess(["api", "--port", str(port)], env, tmp_path / "api.log") as api:
-        await until(lambda: answers(f"http://127.0.0.1:{port}/readyz"), f"ready: {api.output()}")
+        await until(lambda: answers(f"http://127.0.0.1:{port}/readyz", api), "the API is ready")
         with_database = Endpoints(endpoints.redis_url, database_url)
         async with working(settings, with_database, echo_team(Echo())), httpx.AsyncClient(trust_env=False) as client:
             for tenant in ("acme", "globex"):
@@ -106,7 +107,7 @@ async def test_a_metrics_port_that_is_taken_is_an_error_that_says_so(
         with HeadwaterProcess(["api", "--port", "0"], env, tmp_path / "api.log") as api:
             await until(lambda: ended(api), "it gives up")
             assert api.status() == 1
-    assert f"HEADWATER_METRICS_PORT={port} on 127.0.0.1 cannot be used" in api.output()
+    assert f"HEADWATER_METRICS_PORT {port} on 127.0.0.1 cannot be used" in api.output()
     assert "the HTTP application did not start" in api.output()
 
 
@@ -117,7 +118,7 @@ async def test_worker_and_projector_beat_while_they_read(
         beat = tmp_path / name
         env = environment(endpoints, database_url, HEADWATER_HEARTBEAT=str(beat), HEADWATER_AGENTS=TEAM)
         with HeadwaterProcess([name], env, tmp_path / f"{name}.log") as process:
-            await until(lambda beat=beat: exists(beat), f"{name} beats: {process.output()}")  # type: ignore[misc]
+            await until(lambda beat=beat, process=process: exists(beat, process), f"{name} beats")  # type: ignore[misc]
             first = beat.stat().st_mtime_ns
             await until(lambda beat=beat, first=first: is_younger(beat, first), f"{name} beats again")  # type: ignore[misc]
             process.signal(signal.SIGTERM)
@@ -125,8 +126,9 @@ async def test_worker_and_projector_beat_while_they_read(
         assert not beat.exists(), "a process that is gone leaves no sign of life"
 
 
-async def exists(path: Path) -> bool:
-    """Is it there?"""
+async def exists(path: Path, process: HeadwaterProcess | None = None) -> bool:
+    """Is it there? Fails if `process`, which should write it, has ended."""
+    assert process is None or process.is_running(), process.output()
     return os.access(path, os.F_OK)
 
 
