@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from headwater.long_term_memory import LongTermMemory
     from headwater.node import find_endpoints
     from headwater.orchestrator import SupervisorOrchestrator
+    from headwater.remote import RemoteHeadwater
     from headwater.settings import Settings, get_settings
     from headwater.tracing import AgentTracer, init_langfuse
     from projections.cost_tracker import CostTracker
@@ -74,6 +75,7 @@ _HOMES = {
     "MemoryEntry": "schemas.memory",
     "NewTask": "schemas.task",
     "ProviderError": "schemas.errors",
+    "RemoteHeadwater": "headwater.remote",
     "RoutingDecision": "handlers.router",
     "SemanticValidator": "handlers.semantic",
     "Session": "schemas.session",
@@ -131,6 +133,7 @@ __all__ = [
     "MemoryEntry",
     "NewTask",
     "ProviderError",
+    "RemoteHeadwater",
     "RoutingDecision",
     "SemanticValidator",
     "Session",

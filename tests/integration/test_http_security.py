@@ -208,6 +208,17 @@ async def test_what_is_open_stays_open_and_tells_nothing(site: Site) -> None:
         assert "globex" not in response.text
 
 
+async def test_the_documentation_loads_nothing_from_elsewhere(site: Site) -> None:
+    for path in ("/docs", "/asyncapi"):
+        page = (await site.client.get(path)).text
+        loaded = re.findall(r'(?:src|href)="?([^" >]+)', page)
+        assert loaded
+        for link in loaded:
+            assert link.startswith("/"), link
+            assert (await site.client.get(link)).status_code == 200, link
+    assert "swagger-ui-bundle.js" in (await site.client.get("/docs")).text
+
+
 async def test_scopes(site: Site) -> None:
     submit, read = await key_of(site.pool, "acme", "submit"), await key_of(site.pool, "acme", "read")
     task = {"session": "s", "text": "t"}
