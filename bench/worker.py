@@ -2,7 +2,9 @@
 
 import asyncio
 import sys
+from pathlib import Path
 
+from bench.sampling import Sampler
 from bench.team import InstantProvider
 from bench.world import SHARDS
 from headwater.embedded import Endpoints
@@ -11,12 +13,17 @@ from headwater.processes import run_worker
 from headwater.settings import Settings
 
 
-def main(redis_url: str) -> None:
-    """Work on the log at `redis_url` until SIGTERM."""
+def main(redis_url: str, samples: str | None = None) -> None:
+    """Work on the log at `redis_url` until SIGTERM; with `samples`, write there where the time went."""
     settings = Settings(shards=SHARDS, agents="bench.team:team", log_level="warning")
     configure_logging(settings.log_level)
+    sampler = Sampler()
+    if samples is not None:
+        sampler.start()
     asyncio.run(run_worker(settings, Endpoints(redis_url, ""), provider=InstantProvider()))
+    if samples is not None:
+        sampler.save(Path(samples))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -67,10 +67,14 @@ class World:
             await admin.close()
 
     @contextlib.asynccontextmanager
-    async def worker(self, database: int = 0) -> AsyncIterator["Clock"]:
-        """One worker process on the log in `database`, and its CPU clock. The caller waits until it answers."""
+    async def worker(self, database: int = 0, *, profile: Path | None = None) -> AsyncIterator["Clock"]:
+        """One worker process on the log in `database`, and its CPU clock. The caller waits until it answers.
+
+        With `profile`, it writes there at its end where its time went.
+        """
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "bench.worker", f"{self.endpoints.redis_url}?db={database}"),
+            *([] if profile is None else [str(profile)]),
             cwd=Path(__file__).parent.parent,
             preexec_fn=die_with_parent(signal.SIGKILL),
         )
