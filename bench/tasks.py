@@ -21,7 +21,16 @@ async def run(world: World) -> list[Figure]:
         await producers.ready()
         yardstick = Yardstick(apart, names)
         # Before and after, because the machine's speed may change in between.
-        bare = [await yardstick.run(in_flight=128, seconds=world.seconds(3))]
+        bare, loop_us = [], []
+
+        async def run_yardstick() -> None:
+            loop, redis = Clock(), world.redis_clock()
+            loop.start()
+            redis.start()
+            bare.append(await yardstick.run(in_flight=128, seconds=world.seconds(3)))
+            loop_us.append((loop.seconds() / yardstick.done * 1e6, redis.seconds() / yardstick.done * 1e6))
+
+        await run_yardstick()
         await producers.closed(in_flight=128, seconds=world.seconds(2))
         figures, best = [], 0.0
         for in_flight in IN_FLIGHT:
@@ -33,10 +42,12 @@ async def run(world: World) -> list[Figure]:
             best = max(best, measured.per_second)
             figures.append(_throughput(in_flight, measured))
         figures += [Figure(f"CPU of {who} per task, 128 in flight", us, "µs") for who, us in spent.items()]
-        bare.append(await yardstick.run(in_flight=128, seconds=world.seconds(3)))
+        await run_yardstick()
         yardstick_rate = sum(bare) / len(bare)
         figures += [
             Figure("bare redis-py loop, 128 in flight", yardstick_rate, "tasks/s", note="the yardstick"),
+            Figure("CPU of the bare loop per task", sum(us for us, _ in loop_us) / 2, "µs"),
+            Figure("CPU of Redis per task of the bare loop", sum(us for _, us in loop_us) / 2, "µs"),
             Figure("share of the yardstick", best / yardstick_rate, "", aim=1 / 3),
         ]
         idle = await producers.paced(per_second=20, seconds=world.seconds(10))

@@ -370,7 +370,7 @@ class Functions(FunctionCalls):
         return reply
 
     async def _call(self, name: str, shard: int, item: dict[str, Any]) -> Any:
-        return (await all_of([self._submit(name, shard, item)]))[0]
+        return await self._submit(name, shard, item)
 
 
 def _batch(shard: int, reply: Sequence[Any]) -> TenantBatch:
