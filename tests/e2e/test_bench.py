@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+from bench.__main__ import DEFAULT
 from bench.figures import Figure, percentile
 
 ROOT = Path(__file__).parent.parent.parent
@@ -51,10 +52,23 @@ async def test_an_unknown_benchmark_is_refused_with_the_names_there_are() -> Non
     )
     _, err = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 2
-    assert (
-        "there is no benchmark 'nothing'; there are: appends, footprint, ledger, projected, tasks, tenants"
-        in err.decode()
+    said, _, names = err.decode().partition("; there are: ")
+    assert said.endswith("there is no benchmark 'nothing'")
+    assert set(names.strip().split(", ")) >= {*DEFAULT, "profile"}
+
+
+async def test_profile_says_where_the_workers_time_goes() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "bench", "profile", "--quick", "--json"),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
+    out, err = await asyncio.wait_for(process.communicate(), 100)
+    assert process.returncode == 0, err.decode()
+    shares = {figure["name"]: figure["value"] for figure in json.loads(out)["figures"]}
+    assert abs(sum(shares.values()) - 100) < 0.1
+    assert {f"worker's time in {part}" for part in ("asyncio", "pydantic", "FastStream", "redis-py")} <= set(shares)
 
 
 def test_figures_are_held_against_their_aims_from_the_right_side() -> None:
