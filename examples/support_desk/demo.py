@@ -40,7 +40,7 @@ from streams.log import readable
 HERE = Path(__file__).parent
 DATA = Path(".headwater-demo")
 START_S = 60
-TASKS_S = 120
+TASKS_S = 300
 AT_ONCE = 32
 console = Console()
 
