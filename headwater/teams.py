@@ -27,7 +27,7 @@ def load_team(spec: str | None) -> Team:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigurationError(
             f"--agents {spec!r}: importing {module_name} failed: {type(error).__name__}: {error}"
         ) from error

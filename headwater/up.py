@@ -9,6 +9,7 @@ from pathlib import Path
 import structlog
 import uvicorn
 
+from handlers.prices import PriceTable
 from headwater.app import create_app
 from headwater.children import reviving, running_children
 from headwater.embedded import EmbeddedServers, Endpoints
@@ -28,9 +29,10 @@ def up(settings: Settings, announce: Callable[[Endpoints, str], None]) -> None:
 
     Raises:
         DataDirectoryInUseError: another `up` runs on the data directory.
-        ConfigurationError: the team or the servers cannot be used.
+        ConfigurationError: the team, the prices or the servers cannot be used.
     """
     load_team(settings.agents)
+    PriceTable.load(settings.prices)
     data = settings.data.absolute()
     with contextlib.ExitStack() as stack:
         servers: EmbeddedServers | None = None

@@ -43,7 +43,7 @@ async def connect(database_url: str, *, max_size: int = 10, min_size: int = 1) -
 
     Raises:
         UnavailableError: nobody answers.
-        ConfigurationError: the login is refused.
+        ConfigurationError: the URL is none, or the login is refused.
     """
     try:
         return await asyncpg.create_pool(
@@ -54,6 +54,9 @@ async def connect(database_url: str, *, max_size: int = 10, min_size: int = 1) -
         )
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
         raise ConfigurationError(f"PostgreSQL refused the login: {error}. Is DATABASE_URL right?") from error
+    except ValueError as error:
+        # The text may have a password: asyncpg's does not repeat the URL.
+        raise ConfigurationError(f"DATABASE_URL is not a PostgreSQL URL that can be used: {error}") from error
     except (OSError, asyncpg.PostgresError) as error:
         raise UnavailableError(
             f"PostgreSQL cannot be reached: {error}. Is it running, is DATABASE_URL right?"

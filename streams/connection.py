@@ -53,9 +53,13 @@ async def open_streams(url: str, *, shards: int) -> Streams:
 
     Raises:
         UnavailableError: nobody answers at `url`.
-        ConfigurationError: the server may evict keys, is too old, or holds a log with another number of shards.
+        ConfigurationError: the URL is none, or the server may evict keys, is too old, or holds a log with another
+            number of shards.
     """
-    redis = _client(url)
+    try:
+        redis = _client(url)
+    except ValueError as error:
+        raise ConfigurationError(f"REDIS_URL {_without_password(url)!r} cannot be used: {error}") from error
     try:
         info = await redis.info()
         if info.get("redis_mode") == "cluster" or info.get("server_mode") == "cluster":

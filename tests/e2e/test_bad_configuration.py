@@ -1,0 +1,141 @@
+"""What a process is given to start with and cannot use: one clear line that names it, and nothing is left running."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from headwater.node import running_node
+
+ROOT = Path(__file__).parents[2]
+TEAM = "examples.support_desk.agents:team"
+
+
+def start(data: Path, *arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
+    """`headwater ARGUMENTS` to its end: it is expected to give up at once."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("HEADWATER_") and not k.endswith("_URL")}
+    return subprocess.run(
+        [sys.executable, "-m", "headwater", *arguments],
+        env=kept | {"HEADWATER_DATA": str(data), "NO_COLOR": "1", "COLUMNS": "200", "HEADWATER_PORT": "0"} | settings,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for part in (tmp_path, *list(tmp_path.parents)[:2]):
+        part.chmod(0o711)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def wrong(tmp_path: Path) -> Path:
+    """Files that are wrong, by what is wrong with them."""
+    for name, text in {
+        "no_json.json": "[",
+        "a_list.json": "[]",
+        "words.json": '{"openai/sim-fast": {"input_cost_per_token": "cheap", "output_cost_per_token": 1}}',
+        "negative.json": '{"openai/sim-fast": {"input_cost_per_token": -1, "output_cost_per_token": 1}}',
+        "broken_team.py": "def team(:",
+        "raising_team.py": "raise RuntimeError('no team today')",
+        "exiting_team.py": "import sys; sys.exit('no team today')",
+        "twice_team.py": "from examples.minimal_agent import *",
+        "taken_team.py": (
+            "from headwater import *\n"
+            "class A(BaseAgent):\n"
+            "    registration = AgentRegistration(agent_id='a', name='a', description='a')\n"
+            "    async def execute(self, task, context): ...\n"
+            "team = Team(agents=[A(), A()])\n"
+        ),
+        "function_team.py": "def team(): ...",
+    }.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nothing.json", "nothing.json cannot be read"),
+        ("no_json.json", "no_json.json is not a JSON object"),
+        ("a_list.json", "a_list.json is not a JSON object"),
+        ("words.json", "model 'openai/sim-fast': input_cost_per_token is no number of 0 or more"),
+        ("negative.json", "model 'openai/sim-fast': input_cost_per_token is no number of 0 or more"),
+    ],
+)
+def test_a_wrong_price_file(data: Path, wrong: Path, name: str, said: str) -> None:
+    _gives_up(start(data, "up", "--agents", TEAM, HEADWATER_PRICES=str(wrong / name)), said)
+    assert running_node(data) is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("nowhere:team", "importing nowhere failed: ModuleNotFoundError"),
+        ("broken_team:team", "importing broken_team failed: SyntaxError"),
+        ("raising_team:team", "RuntimeError: no team today"),
+        ("exiting_team:team", "SystemExit: no team today"),
+        ("taken_team:team", "agent 'a' is registered already"),
+        ("function_team:team", "not a headwater.Team"),
+        ("function_team:nothing", "'nothing'"),
+        ("function_team", "module:object"),
+        (":team", "module:object"),
+        ("..:team", "importing"),
+    ],
+)
+def test_a_wrong_agents_module(data: Path, wrong: Path, spec: str, said: str) -> None:
+    _gives_up(start(data, "up", "--agents", spec, PYTHONPATH=f"{ROOT}{os.pathsep}{wrong}"), said)
+
+
+def test_a_worker_that_is_started_alone_says_the_same(data: Path, wrong: Path) -> None:
+    servers = {"REDIS_URL": "redis://127.0.0.1:1", "DATABASE_URL": "postgresql://127.0.0.1:1/x"}
+    path = f"{ROOT}{os.pathsep}{wrong}"
+    _gives_up(start(data, "worker", "--agents", "broken_team:team", PYTHONPATH=path, **servers), "SyntaxError")
+    _gives_up(start(data, "worker", "--agents", TEAM, **servers), "Redis cannot be reached")
+    _gives_up(start(data, "projector", **servers), "Redis cannot be reached")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"REDIS_URL": "nonsense"}, "REDIS_URL 'nonsense' cannot be used"),
+        ({"REDIS_URL": "redis://127.0.0.1:port"}, "REDIS_URL"),
+        ({"REDIS_URL": "redis://127.0.0.1:1"}, "Redis cannot be reached at redis://127.0.0.1:1"),
+        ({"REDIS_URL": "unix:///nowhere.sock"}, "Redis cannot be reached"),
+        ({"REDIS_URL": "redis://user:s3cret@127.0.0.1:1"}, "…@127.0.0.1:1"),
+        ({"DATABASE_URL": "nonsense"}, "DATABASE_URL is not a PostgreSQL URL"),
+        ({"DATABASE_URL": "postgresql://127.0.0.1:1/x"}, "PostgreSQL cannot be reached"),
+        ({"DATABASE_URL": "postgresql://user:s3cret@127.0.0.1:1/x"}, "PostgreSQL cannot be reached"),
+        ({"HEADWATER_REDIS_BINARY": "/nowhere"}, "HEADWATER_REDIS_BINARY='/nowhere'"),
+        ({"HEADWATER_LOG_LEVEL": "loud"}, "setting 'log_level'"),
+        ({"HEADWATER_FSYNC": "never"}, "setting 'fsync'"),
+        ({"HEADWATER_SHARDS": "0"}, "setting 'shards'"),
+        ({"HEADWATER_FAST_MODELS": ""}, "setting 'fast_models'"),
+        ({"HEADWATER_PORT": "99999"}, "setting 'port'"),
+        ({"HEADWATER_HOST": "256.256.256.256"}, "256.256.256.256"),
+    ],
+)
+def test_wrong_settings_and_servers_that_are_not_there(data: Path, settings: dict[str, str], said: str) -> None:
+    _gives_up(start(data, "up", "--agents", TEAM, **settings), said)
+    assert running_node(data) is None
+
+
+def test_another_number_of_shards_is_refused(data: Path) -> None:
+    # The log's number is fixed at its first start, so it is the other settings that are wrong.
+    first = start(data, "up", "--agents", TEAM, HEADWATER_SHARDS="4", HEADWATER_HOST="256.256.256.256")
+    assert first.returncode == 1
+    _gives_up(start(data, "up", "--agents", TEAM, HEADWATER_SHARDS="8"), "set HEADWATER_SHARDS=4")
+
+
+def _gives_up(done: "subprocess.CompletedProcess[str]", said: str) -> None:
+    assert done.returncode == 1, (done.returncode, done.stderr)
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "s3cret" not in done.stderr + done.stdout
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error:")]) == 1
