@@ -24,6 +24,8 @@ from schemas.bodies import (
     TaskCancelled,
     TaskCompleted,
     TaskFailed,
+    TaskForked,
+    TaskResumed,
     TaskRouted,
 )
 from schemas.event import AgentEvent
@@ -71,8 +73,8 @@ def test_every_recording_there_is_is_decided_again() -> None:
 def test_the_recordings_have_every_kind_of_decision() -> None:
     ruled, asked = ([e.body for e in case_of(name).recording.events()] for name in TEAMS)
     types = {body.type for body in (*ruled, *asked)}
-    assert types >= DECISIONS
-    assert types >= set(WANTED) - {EventDropped.type}
+    # What people do to a log by hand, dropping an event or forking a task, is not in these.
+    assert types >= (DECISIONS | set(WANTED)) - {EventDropped.type, TaskResumed.type, TaskForked.type}
     assert {b.routed_by for b in ruled if isinstance(b, TaskRouted)} == {"rules", "backup"}
     assert {b.routed_by for b in asked if isinstance(b, TaskRouted)} == {"rules", "llm", "backup"}
     assert {b.strictness for b in ruled if isinstance(b, HandoffAccepted)} == {"strict", "lenient"}
