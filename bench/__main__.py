@@ -25,7 +25,7 @@ from headwater.embedded import EmbeddedServers
 DEFAULT = ("tasks", "tenants", "appends", "footprint", "projected")
 """What runs when nothing is named: under five minutes in all."""
 
-WIDTH = 140
+WIDTH = 170
 """Columns of the table, also where no terminal says how many there are."""
 
 Benchmark = Callable[[World], Awaitable[list[Figure]]]

@@ -7,7 +7,7 @@ from bench.load import Producers, tenants
 from bench.world import World
 from streams.connection import Streams
 
-TASKS = 5_000
+TASKS = 2_000
 SAMPLE = 0
 """MEMORY USAGE … SAMPLES 0 looks at every element."""
 
@@ -16,7 +16,7 @@ async def run(world: World) -> list[Figure]:
     """Bytes per task by the server's own count, and by kind of key."""
     async with world.log() as streams, world.worker(), Producers(streams, tenants(100)) as producers:
         await producers.ready()
-        await producers.touch()
+        await producers.closed(in_flight=64, tasks=100)
         before, keys_before = await _used(streams), await _by_kind(streams)
         measured = await producers.closed(in_flight=64, tasks=world.count(TASKS))
         after, keys_after = await _used(streams), await _by_kind(streams)

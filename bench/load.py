@@ -67,9 +67,11 @@ class Producers:
         async with asyncio.timeout(READY_S):
             await self.one()
 
-    async def touch(self) -> None:
-        """One task for every tenant, so that all of them exist."""
-        await self.closed(in_flight=128, tasks=len(self._buses))
+    async def listen(self) -> None:
+        """Subscribe to the ends of every tenant's tasks, so that no first task of a tenant has to."""
+        for bus in self._buses:
+            async with self._outcomes.expect(bus.tenant_id, "none"):
+                pass
 
     async def closed(self, *, in_flight: int, seconds: float = 1e9, tasks: int = 10**9) -> Measured:
         """Keep `in_flight` tasks on their way for so long, or until so many were begun."""

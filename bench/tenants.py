@@ -1,10 +1,12 @@
 """The same with 10,000 tenants: what a worker loses to their number."""
 
+import contextlib
 from statistics import median
 
 from bench.figures import Figure
 from bench.load import Producers, tenants
 from bench.world import World
+from bench.yardstick import Yardstick
 
 FEW, MANY = 100, 10_000
 ROUNDS = 3
@@ -15,12 +17,16 @@ async def run(world: World) -> list[Figure]:
     many = max(2 * FEW, world.count(MANY))
     async with (
         world.log() as streams,
-        world.worker(),
         Producers(streams, tenants(FEW)) as few_producers,
         Producers(streams, tenants(many)) as many_producers,
+        contextlib.AsyncExitStack() as stack,
     ):
+        # Every tenant has a log before the worker starts.
+        await Yardstick(streams, tenants(many)).run(in_flight=128, tasks=many)
+        await stack.enter_async_context(world.worker())
         await few_producers.ready()
-        await many_producers.touch()
+        await few_producers.listen()
+        await many_producers.listen()
         rates: dict[str, list[float]] = {"few": [], "many": []}
         for _ in range(1 if world.quick else ROUNDS):
             for name, producers in (("few", few_producers), ("many", many_producers)):
