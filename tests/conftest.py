@@ -1,17 +1,14 @@
 """Real servers for the whole suite: those given by REDIS_URL and DATABASE_URL, containers, or the embedded ones."""
 
-import os
-import tempfile
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 
-from headwater.embedded import EmbeddedServers, Endpoints
+from headwater.embedded import Endpoints
 from headwater.settings import Settings
 from projections.db import Pool, connect, create_database, drop_database, migrate
 from streams.connection import Streams, open_streams
-from tests.containers import container_endpoints
+from tests.containers import serving
 
 SHARDS = 4
 
@@ -19,18 +16,8 @@ SHARDS = 4
 @pytest.fixture(scope="session")
 def endpoints() -> Iterator[Endpoints]:
     """Where Redis and PostgreSQL answer, for the whole session."""
-    if "REDIS_URL" in os.environ and "DATABASE_URL" in os.environ:
-        yield Endpoints(os.environ["REDIS_URL"], os.environ["DATABASE_URL"])
-        return
-    with container_endpoints() as found:
-        if found is not None:
-            yield found
-            return
-    with tempfile.TemporaryDirectory(prefix="hw-test-") as data:
-        # Servers that run as another user must get through to their data.
-        Path(data).chmod(0o711)
-        with EmbeddedServers(Path(data)) as started:
-            yield started
+    with serving() as found:
+        yield found
 
 
 @pytest.fixture
