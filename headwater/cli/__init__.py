@@ -3,6 +3,7 @@
 import sys
 
 import typer
+from rich.markup import escape
 
 from headwater.cli import admin, costs, dead_letters, forking, keys, proving, reading, replaying, running, submitting
 from headwater.cli.common import err
@@ -37,5 +38,5 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(0)
     except HeadwaterError as error:
-        err.print(f"[red]error:[/red] {error}", highlight=False, markup=True, soft_wrap=True)
+        err.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, markup=True, soft_wrap=True)
         sys.exit(2 if isinstance(error, InvalidInputError) else 1)

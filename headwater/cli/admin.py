@@ -5,9 +5,8 @@ from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from headwater.cli.common import DataOption, JsonOption, connected, err, out, print_json, read_settings
+from headwater.cli.common import DataOption, JsonOption, connected, err, out, print_json, read_settings, table_of
 from headwater.client import Headwater
 from headwater.trimming import Trimmed, trim_logs
 from projections.rebuild import ProjectionDigest, digests, rebuildable
@@ -24,7 +23,9 @@ def register(app: typer.Typer) -> None:
 
 
 def rebuild(
-    what: Annotated[str, typer.Argument(metavar="[ledger|sessions|metrics|all]", help="What to rebuild.")] = "all",
+    what: Annotated[
+        str, typer.Argument(metavar="[ledger|sessions|memories|metrics|all]", help="What to rebuild.")
+    ] = "all",
     data: DataOption = None,
     json_: JsonOption = False,
 ) -> None:
@@ -91,7 +92,7 @@ def _show(found: list[ProjectionDigest], json_: bool) -> None:
         for one in found:
             print_json(one.as_dict())
         return
-    table = Table("projection", "digest", "rows", "events", "tenants", "position")
+    table = table_of("projection", "digest", "rows", "events", "tenants", "position")
     for one in found:
         counts = (f"{one.rows:,}", f"{one.events:,}", f"{one.tenants:,}")
         table.add_row(one.projection, one.digest, *counts, one.position)

@@ -9,6 +9,7 @@ import orjson
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.table import Table
 
 from headwater.client import Headwater
 from headwater.gateway import Gateway
@@ -77,6 +78,17 @@ def reached(data: Path | None, url: str | None, key: str | None, work: Callable[
 def run_async(work: Coroutine[Any, Any, T]) -> T:
     """`asyncio.run`, in one place."""
     return asyncio.run(work)
+
+
+def table_of(*columns: str, id_first: bool = False) -> Table:
+    """A table that folds what is too long and shortens nothing: digests are compared, and ids copied.
+
+    `id_first` keeps the first column in one piece for that.
+    """
+    table = Table()
+    for number, name in enumerate(columns):
+        table.add_column(name, overflow="fold", no_wrap=id_first and number == 0)
+    return table
 
 
 def print_json(value: Any) -> None:

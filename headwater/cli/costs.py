@@ -144,7 +144,7 @@ def _compare(tenant: str | None, agent: str | None, days: int, tolerance: float,
 
 def _comparison_table(title: str, found: Comparison) -> Table:
     table = Table(title=title, title_justify="left", show_footer=True)
-    table.add_column(found.by, footer="total")
+    table.add_column(found.by, footer="total", overflow="fold")
     totals = (found.ledger_usd, found.langfuse_usd, found.langfuse_usd - found.ledger_usd)
     for name, total in zip(("ledger", "langfuse", "difference"), totals, strict=True):
         table.add_column(name, justify="right", footer=plain(total))
@@ -165,7 +165,7 @@ def cost_table(title: str, by: str, rows: Sequence[CostRow]) -> Table:
     """Costs with a line of totals."""
     total = total_of("total", list(rows))
     table = Table(title=title, title_justify="left", show_footer=len(rows) > 1)
-    table.add_column(by, footer=total.key)
+    table.add_column(by, footer=total.key, overflow="fold")
     table.add_column("cost (USD)", justify="right", footer=plain(total.cost_usd))
     for name in _COUNTS:
         table.add_column(name, justify="right", footer=f"{getattr(total, name):,}")

@@ -4,7 +4,6 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from headwater.cli.common import (
     DataOption,
@@ -16,6 +15,7 @@ from headwater.cli.common import (
     out,
     print_json,
     reached,
+    table_of,
 )
 from schemas.ids import check_tenant_id
 
@@ -49,7 +49,7 @@ def list_(
     if not found:
         err.print("no dead letters")
         return
-    table = Table("id", "event", "task", "reader", "attempts", "error")
+    table = table_of("id", "event", "task", "reader", "attempts", "error", id_first=True)
     for letter in found:
         cells = (letter.event_type, letter.task_id, letter.reader, str(letter.attempts), letter.error)
         table.add_row(letter.id, *(escape(cell) for cell in cells))

@@ -4,9 +4,8 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from headwater.cli.common import DataOption, JsonOption, connected, err, out, print_json, read_settings
+from headwater.cli.common import DataOption, JsonOption, connected, err, out, print_json, read_settings, table_of
 from headwater.client import Headwater
 from projections.api_keys import SCOPES, ApiKey, create_key, list_keys, revoke_key
 from projections.db import migrate
@@ -64,7 +63,7 @@ def list_(
         for key in found:
             print_json(key.as_dict())
         return
-    table = Table("id", "tenant", "scopes", "name", "created", "revoked")
+    table = table_of("id", "tenant", "scopes", "name", "created", "revoked", id_first=True)
     for key in found:
         shown = key.as_dict()
         table.add_row(
