@@ -29,12 +29,22 @@ SCHEMA = "headwater"
 _MIGRATION_LOCK = 0x6865_6164  # "head"
 
 
+_AWAY = (
+    OSError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,  # shut down or restarted under a query
+    asyncpg.InsufficientResourcesError,  # too many connections, a full disk
+    asyncpg.ObjectNotInPrerequisiteStateError,  # the database takes no connections
+)
+
+
 @contextlib.contextmanager
 def database_errors() -> Iterator[None]:
     """Turns a lost or refused connection to PostgreSQL into `UnavailableError`."""
     try:
         yield
-    except (OSError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError) as error:
+    except _AWAY as error:
         raise UnavailableError(f"PostgreSQL cannot be reached: {error}") from error
 
 
