@@ -26,6 +26,7 @@ logger = structlog.get_logger(__name__)
 HEARTBEAT_S = 15.0
 SEND_TIMEOUT_S = 30.0
 """A client that takes nothing for so long is dropped; it can come back with Last-Event-ID."""
+CANCEL_AGAIN_S = 0.5
 PAGE = 200
 RECONNECT_MS = 2000
 
@@ -47,13 +48,12 @@ class EventStream(Response):
         try:
             await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for job in (sending, leaving):
-                job.cancel()
-            results = await asyncio.gather(sending, leaving, return_exceptions=True)
-        for result in results:
-            if isinstance(result, Exception):
-                # The status line is out: all that is left is to end, and the client to come back.
-                logger.warning("stream_ended", error=str(result) or type(result).__name__)
+            await _cancelled(leaving)
+            await _cancelled(sending)
+        error = None if sending.cancelled() else sending.exception()
+        if error is not None:
+            # The status line is out: all that is left is to end, and the client to come back.
+            logger.warning("stream_ended", error=str(error) or type(error).__name__)
 
     async def _send(self, send: Send) -> None:
         assert self._chunks is not None
@@ -66,6 +66,14 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             await chunks.aclose()  # type: ignore[attr-defined]  # an async generator
+
+
+async def _cancelled(job: "asyncio.Task[None]") -> None:
+    # More than once if need be: before Python 3.12, `asyncio.wait_for` can swallow a cancellation that comes just as
+    # what it waits for is done, and a client that left would keep its place for ever.
+    while not job.done():
+        job.cancel()
+        await asyncio.wait({job}, timeout=CANCEL_AGAIN_S)
 
 
 async def _gone(receive: Receive) -> None:
