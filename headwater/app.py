@@ -16,6 +16,7 @@ from headwater.api.health import health
 from headwater.api.memories import memories
 from headwater.api.metrics_port import metrics_port
 from headwater.api.openapi import describe
+from headwater.api.replay import replay
 from headwater.api.sessions import sessions
 from headwater.api.sse import Streamers, closing_on_signals
 from headwater.api.tasks import tasks
@@ -56,7 +57,7 @@ def create_app(settings: Settings | None = None, endpoints: Endpoints | None = N
         lifespan=lambda app: _lifespan(app, settings, endpoints),
         redoc_url=None,
     )
-    for router in (tasks, sessions, events, costs, memories, dead_letters, health):
+    for router in (tasks, replay, sessions, events, costs, memories, dead_letters, health):
         app.include_router(router)
     problems.install(app)
     describe(app)

@@ -11,10 +11,12 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from headwater.cli.cohorts import fork_cohort
 from headwater.cli.common import DataOption, JsonOption, TenantOption, connected, err, out, print_json, read_settings
 from headwater.cli.reading import print_event
 from headwater.cli.showing import as_text
 from headwater.client import Headwater
+from headwater.replay.cohort import Cohort
 from headwater.replay.compare import compare as compare_tasks
 from headwater.replay.compare import side
 from headwater.replay.fork import ForkOptions, fork_task
@@ -39,7 +41,16 @@ def register(app: typer.Typer) -> None:
 
 def fork(
     tenant: TenantOption,
-    task: Annotated[str, typer.Option("--task", "-k", help="The task to run again.")],
+    task: Annotated[str | None, typer.Option("--task", "-k", help="The task to run again.")] = None,
+    cohort: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORDS",
+            help="Many tasks instead: 'type=refund since=7d status=completed session=S', each word or none.",
+        ),
+    ] = None,
+    sample: Annotated[int, typer.Option(min=1, max=10_000, help="With --cohort: so many tasks at most.")] = 50,
+    seed: Annotated[int, typer.Option(help="With --cohort: another number is another sample.")] = 0,
     at: Annotated[
         str | None,
         typer.Option(metavar="EVENT", help="Decide this fact anew and go on from there. [default: from the start]"),
@@ -66,14 +77,31 @@ def fork(
     """Run a task again, live, by the workers that run now: as a new task, marked as a fork, with its own costs.
 
     What was recorded before the point is taken over and not paid again; after it agents, models and tools work for
-    real. A fork adds no messages to its session. Exits with 1 unless every fork completes.
+    real. A fork adds no messages to its session. Exits with 1 unless every fork completes. With --cohort, an
+    interrupted command goes on where it stopped when it is given again.
     """
     check_tenant_id(tenant)
+    if (task is None) == (cohort is None):
+        raise InvalidInputError("name one of --task and --cohort")
     if follow and repeat > 1:
         raise InvalidInputError("--follow watches one fork: leave out --repeat")
     options = ForkOptions(at=at, models=models_of(model or []), data=_data(payload), budget_usd=budget)
 
+    if cohort is not None:
+        if at is not None or payload is not None or repeat > 1 or follow:
+            raise InvalidInputError("--at, --data, --repeat and --follow are for one task: leave them out")
+        chosen = Cohort.parse(cohort)
+
+        async def work_on_all(hw: Headwater) -> bool:
+            return await fork_cohort(
+                hw, tenant, chosen, options, sample=sample, seed=seed, timeout_s=timeout, json_=json_
+            )
+
+        ok = connected(read_settings(data=data_dir), work_on_all)
+        raise typer.Exit(0 if ok else 1)
+
     async def work(hw: Headwater) -> bool:
+        assert task is not None
         forks = [await fork_task(hw, tenant, task, options) for _ in range(repeat)]
         await _wait(hw, tenant, forks, timeout, follow=follow and not json_)
         await hw.caught_up(tenant)

@@ -1,0 +1,148 @@
+"""Replay over HTTP: a task's story, how it stood at a moment, what its log proves, and the task run again."""
+
+from typing import Annotated, Any
+
+from fastapi import Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from handlers.supervisor import Rules
+from headwater.api.access import Reader, Submitter
+from headwater.api.models import AcceptedOut
+from headwater.api.parts import Configured, Connection, router
+from headwater.api.problems import ApiProblem, problems
+from headwater.api.tasks import Key, TaskId
+from headwater.replay.fork import ForkOptions, fork_task
+from headwater.replay.moments import moment, position_of, task_events
+from headwater.replay.recording import LiveRecording
+from headwater.replay.story import story_of
+from headwater.replay.verify import verify as verify_log
+from headwater.settings import Settings
+from headwater.teams import load_team
+from schemas.money import DecimalText
+
+replay = router("replay")
+
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+At = Annotated[str, Query(min_length=1, max_length=64, pattern=r"^[!-~]+$")]
+
+
+class StoryOut(BaseModel):
+    """A task's story, or with `at` how it stood then: the same JSON as `headwater replay --json`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    tenant: str
+    status: str
+
+
+class VerifyOut(BaseModel):
+    """What deciding a task again gave: the same JSON as `headwater replay --verify --json`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    tasks: int
+    decisions: int
+    skipped: int
+    open_tasks: int
+    diverged: int = Field(description="Tasks with a difference.")
+    differences: list[dict[str, Any]]
+
+
+class ForkIn(BaseModel):
+    """How a task is to be run again."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"models": {"reasoning": ["openai/gpt-4o-mini"]}, "budget_usd": "0.05"}]},
+    )
+
+    at: Name | None = Field(
+        default=None,
+        description="The fact to decide anew, or a decision on it: event id or position. By default, the start.",
+    )
+    models: dict[str, list[Name]] = Field(default={}, description="Tier (fast, reasoning) → models, in order.")
+    data: dict[str, Any] | None = Field(default=None, description="In the place of the task's data.")
+    budget_usd: DecimalText | None = Field(
+        default=None,
+        description="What the fork may cost. It may go over by the requests that are in flight then.",
+    )
+
+
+@replay.get("/tasks/{task_id}/story", summary="Tell a task's story", responses=problems(404))
+async def story(
+    caller: Reader,
+    hw: Connection,
+    task_id: TaskId,
+    at: Annotated[At | None, Query(description="How it stood then instead: a position, an event's id, a time.")] = None,
+) -> StoryOut:
+    """What led to what, why, by whom, and where the money went: a tree by causation.
+
+    With `at`: the task's state, its session, what agents had been given, and the ledger, as they stood then.
+    """
+    await hw.caught_up(caller.tenant_id)
+    recording = LiveRecording(hw.streams, hw.pool)
+    events = await task_events(recording, caller.tenant_id, task_id)
+    if at is not None:
+        return StoryOut(**await moment(recording, caller.tenant_id, events, position_of(at, events)))
+    told = story_of(events)
+    assert told is not None, "there are events"
+    return StoryOut(**told.as_dict())
+
+
+@replay.get("/tasks/{task_id}/verify", summary="Decide a task again", responses=problems(404, 409))
+async def verify(request: Request, caller: Reader, hw: Connection, settings: Configured, task_id: TaskId) -> VerifyOut:
+    """Every decision made again from the recorded facts, by the team of HEADWATER_AGENTS, and compared.
+
+    No model is asked, and nothing is written. 409: this process has no team.
+    """
+    rules = _rules(request, settings)
+    recording = LiveRecording(hw.streams, hw.pool)
+    await task_events(recording, caller.tenant_id, task_id)
+    report = await verify_log(recording, [caller.tenant_id], rules, task_id=task_id, limit=20)
+    return VerifyOut(**report.as_dict())
+
+
+def _rules(request: Request, settings: Settings) -> Rules:
+    if settings.agents is None:
+        raise ApiProblem(409, "this process has no team to decide with: start it with HEADWATER_AGENTS=module:object")
+    state = request.app.state
+    if not hasattr(state, "rules"):
+        team = load_team(settings.agents)
+        state.rules = Rules(team, team.strictness)
+    rules: Rules = state.rules
+    return rules
+
+
+@replay.post(
+    "/tasks/{task_id}/fork",
+    status_code=202,
+    summary="Run a task again",
+    responses={
+        200: {"description": "Known already by its idempotency key: nothing new.", "model": AcceptedOut},
+        **problems(400, 404, 409),
+    },
+)
+async def fork(
+    caller: Submitter,
+    hw: Connection,
+    task_id: TaskId,
+    response: Response,
+    how: ForkIn | None = None,
+    key: Key = None,
+) -> AcceptedOut:
+    """A new task that takes over what was recorded before a point and lives on from there, with its own costs.
+
+    What comes after the point is real: agents run, models are asked, and tools do what they do.
+    """
+    how = how or ForkIn()
+    options = ForkOptions(
+        at=how.at,
+        models={tier: tuple(names) for tier, names in how.models.items()},
+        data=how.data,
+        budget_usd=how.budget_usd,
+    )
+    accepted = await fork_task(hw, caller.tenant_id, task_id, options, key=key)
+    response.headers["Location"] = f"/v1/tasks/{accepted.task_id}"
+    if accepted.duplicate:
+        response.status_code = 200
+    return AcceptedOut(**accepted.model_dump())

@@ -1,0 +1,72 @@
+"""`headwater fork --cohort`: many tasks run again, with a progress bar and a table of how they compare."""
+
+import asyncio
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from headwater.cli.common import err, out, print_json
+from headwater.client import Headwater
+from headwater.replay.cohort import Cohort, run
+from headwater.replay.fork import ForkOptions
+from schemas.errors import HeadwaterError, NotFoundError
+from schemas.money import plain
+
+SHOWN = 20
+
+
+async def fork_cohort(
+    hw: Headwater,
+    tenant: str,
+    cohort: Cohort,
+    options: ForkOptions,
+    *,
+    sample: int,
+    seed: int,
+    timeout_s: float,
+    json_: bool,
+) -> bool:
+    """Run it and print what came of it. Did every fork complete?"""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err) as bars:
+        bar = bars.add_task("running", total=None)
+
+        def show(ended: int, of: int, cost_usd: Decimal) -> None:
+            bars.update(bar, completed=ended, total=of, description=f"${plain(cost_usd)} so far")
+
+        try:
+            async with asyncio.timeout(timeout_s):
+                found = await run(hw, tenant, cohort, options, sample=sample, seed=seed, progress=show)
+        except TimeoutError:
+            raise HeadwaterError(
+                f"not all forks ended within {timeout_s:g} s; they go on: the same command goes on with them"
+            ) from None
+    if not found["tasks"] and not found["problems"]:
+        raise NotFoundError(f"no task of {tenant!r} that has ended is in the cohort {cohort.text!r}")
+    print_json(found) if json_ else _show(found)
+    return bool(found["fork"]["completed"] == found["tasks"] and not found["problems"])
+
+
+def _show(found: Mapping[str, Any]) -> None:
+    table = Table("", "completed", "failed", "cost", "p50", "p90", "max", "seconds p50", "p90", "max")
+    for name in ("origin", "fork"):
+        side = found[name]
+        costs = [f"${side['cost_usd'].get(which, '0')}" for which in ("p50", "p90", "max")]
+        took = [f"{side['duration_ms'].get(which, 0) / 1000:.2f}" for which in ("p50", "p90", "max")]
+        table.add_row(name, str(side["completed"]), str(side["failed"]), f"${side['total_usd']}", *costs, *took)
+    out.print(table)
+    out.print(
+        f"{found['different']} of {found['tasks']} results differ; {found['known_before']} forks were there before"
+    )
+    different = [pair for pair in found["pairs"] if pair["differs_at"]]
+    for pair in different[:SHOWN]:
+        places = escape(", ".join(place or "all of it" for place in pair["differs_at"][:5]))
+        out.print(f"  {pair['origin']} → {pair['fork']}  {' → '.join(pair['status'])}  {places}", soft_wrap=True)
+    if len(different) > SHOWN:
+        out.print(f"  and {len(different) - SHOWN} more; --json has all")
+    for problem in found["problems"]:
+        err.print(f"[red]not forked:[/red] {problem['task']}: {escape(problem['error'])}", soft_wrap=True)
