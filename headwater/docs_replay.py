@@ -41,8 +41,34 @@ def replay_page() -> str:
             "## Re-price\n",
             _REPRICE,
             _shown(f"headwater reprice {LOG} --tenant acme --prices {PRICES} --model sim-reasoning=frugal"),
+            "## Re-run\n",
+            _RERUN,
         ]
     )
+
+
+_RERUN = """\
+A fork is a new task in the origin's tenant and session. It takes over what was recorded before a point, decides the
+fact there anew by the team that runs now, and lives on from it, live: agents run, models are asked and paid, and
+tools, memories and session state are what they are for any task. Only the messages of the session are left alone, and
+the origin's totals: a fork has its own task id, its own costs, and `fork_of`.
+
+```console
+$ headwater fork --tenant acme --task $TASK --model reasoning=openai/gpt-4o-mini --repeat 3 --budget 0.05
+$ headwater fork --tenant acme --task $TASK --at $EVENT --data '{"order": 4711}' --follow
+$ headwater compare --tenant acme $TASK $FORK
+$ headwater fork --tenant acme --cohort 'type=refund since=7d' --sample 50 --model fast=openai/gpt-4o-mini
+```
+
+`--at` names a fact that the supervisor decided on, or one of its decisions, which stands for the fact; anything else
+is refused with the choices. `--budget` is checked before each LLM request, so a fork may go over it by the requests
+that it has in flight at once, and an attempt of unknown cost does not count; a model without a price is not asked at
+all. A cohort has only tasks that have ended and are no forks. Which of them is a hash of the task's id and `--seed`,
+and each fork has an idempotency key that follows from the cohort's words, the options and its origin: an interrupted
+command, given again, waits for the forks that exist and submits the rest.
+
+Over HTTP: `GET /v1/tasks/{id}/story` (with `?at=`), `GET /v1/tasks/{id}/verify`, `POST /v1/tasks/{id}/fork`.
+"""
 
 
 def _of_interest() -> tuple[str, str]:

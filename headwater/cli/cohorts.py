@@ -60,7 +60,7 @@ def _show(found: Mapping[str, Any]) -> None:
         table.add_row(name, str(side["completed"]), str(side["failed"]), f"${side['total_usd']}", *costs, *took)
     out.print(table)
     out.print(
-        f"{found['different']} of {found['tasks']} results differ; {found['known_before']} forks were there before"
+        f"{found['different']} of {found['tasks']} results differ; {found['known_before']} forks had been made before"
     )
     different = [pair for pair in found["pairs"] if pair["differs_at"]]
     for pair in different[:SHOWN]:

@@ -1,5 +1,6 @@
 """A forked task: what it takes over, what it decides anew, and what it takes up again."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from handlers.decider import decided_event, redecide
 from handlers.strictness import StrictnessConfig
 from handlers.supervisor import decide, evolve
+from headwater.replay.cohort import Cohort, quantiles
 from headwater.replay.compare import differences
 from headwater.replay.fork import ForkOptions, forking, moments_of
 from headwater.testing.given import AT, Supervised, agent, rules, types_of
@@ -187,3 +189,26 @@ def test_differences_of_results_by_pointer() -> None:
         {"pointer": "/old", "left": 2, "right": None},
     ]
     assert differences({"a": 1}, {"a": 1}) == []
+
+
+def test_a_cohort_in_words() -> None:
+    cohort = Cohort.parse("type=refund since=7d status=completed session=s1", now=AT)
+    assert (cohort.task_type, cohort.status, cohort.session_id) == ("refund", "completed", "s1")
+    assert cohort.since == AT - timedelta(days=7)
+    assert Cohort.parse("since=2026-11-01").since == datetime(2026, 11, 1, tzinfo=UTC)
+    other_order = Cohort.parse("session=s1 status=completed since=7d type=refund", now=AT)
+    assert cohort.key(ForkOptions(), "t") == other_order.key(ForkOptions(), "t")
+    keys = {cohort.key(options, task) for options in (ForkOptions(), ForkOptions(budget_usd="1")) for task in "tu"}
+    assert len(keys) == 4, "other options or another task make another fork"
+
+
+@pytest.mark.parametrize("words", ["kind=refund", "type=", "type=a type=b", "since=soon", "status=running", "refund"])
+def test_words_that_are_no_cohort(words: str) -> None:
+    with pytest.raises(InvalidInputError, match="--cohort"):
+        Cohort.parse(words)
+
+
+def test_quantiles_are_nearest_ranks() -> None:
+    assert quantiles(list(range(1, 11))) == {"p50": 5, "p90": 9, "max": 10}
+    assert quantiles([7]) == {"p50": 7, "p90": 7, "max": 7}
+    assert quantiles([]) == {}

@@ -1,0 +1,143 @@
+"""`headwater fork`, `compare` and cohorts as a user runs them, against workers that run in this process."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from decimal import Decimal
+from typing import Any
+
+from headwater import AgentRegistration, BaseAgent, HybridRouter, Task, TaskContext, Team
+from headwater.embedded import Endpoints
+from headwater.testing import Harness, running
+from tests.processes import until
+
+ANSWERS = [{"model": "sim-reasoning", "answer": "At length: yes."}, {"answer": "Yes."}]
+
+
+class Clerk(BaseAgent):
+    """Asks a model, after `gate` has opened."""
+
+    registration = AgentRegistration(agent_id="clerk", name="Clerk", description="answers", max_concurrent_tasks=2)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.runs = 0
+
+    async def execute(self, task: Task, context: TaskContext) -> Any:
+        self.runs += 1
+        await self.gate.wait()
+        if task.data.get("twice"):
+            await context.llm.complete("first")
+        return {"text": (await context.llm.complete(task.text, tier="reasoning")).text, "n": task.data.get("n")}
+
+
+async def start(harness: Harness, *arguments: str) -> Process:
+    """The command, connected to the harness's servers."""
+    settings = harness.hw._settings
+    env = os.environ | {
+        "REDIS_URL": harness.hw._endpoints.redis_url,
+        "DATABASE_URL": harness.hw._endpoints.database_url,
+        "HEADWATER_SHARDS": str(settings.shards),
+        "COLUMNS": "200",
+    }
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "headwater", *arguments, stdout=PIPE, stderr=PIPE, env=env
+    )
+
+
+async def headwater(harness: Harness, *arguments: str, status: int = 0) -> str:
+    """What the command prints. It must exit with `status`."""
+    process = await start(harness, *arguments)
+    async with asyncio.timeout(60):
+        out, err = await process.communicate()
+    assert process.returncode == status, out.decode() + err.decode()
+    return (out if status == 0 else out + err).decode()
+
+
+def team(clerk: Clerk) -> Team:
+    return Team([clerk], HybridRouter([lambda task: "clerk"]))
+
+
+async def test_fork_and_compare(endpoints: Endpoints) -> None:
+    async with running(team(Clerk()), endpoints, answers=ANSWERS) as harness:
+        origin = await harness.run_task("May I?", tenant="acme", data={"n": 1})
+        task = origin.outcome.task_id
+        named = ("fork", "-t", "acme", "-k", task)
+
+        cheaper = ("--model", "reasoning=openai/sim-fast", "--data", '{"n": 2}')
+        made = json.loads(await headwater(harness, *named, *cheaper, "--repeat", "2", "--json"))
+        assert [one["status"] for one in made["forks"]] == ["completed"] * 2
+        assert made["origin"]["models"] == ["openai/sim-reasoning"]
+        assert all(one["models"] == ["openai/sim-fast"] for one in made["forks"])
+        assert Decimal(made["origin"]["cost_usd"]) == origin.cost_usd
+        fork = made["forks"][0]["task"]
+        assert f"fork of  {task}" in await headwater(harness, "task", "-t", "acme", fork)
+
+        found = json.loads(await headwater(harness, "compare", "-t", "acme", task, fork, "--json"))
+        assert found["first_difference"] is None
+        assert {"pointer": "/n", "left": 1, "right": 2} in found["results"]
+        assert [found[name]["cost_usd"] for name in ("left", "right")] == [
+            made["origin"]["cost_usd"],
+            made["forks"][0]["cost_usd"],
+        ]
+        shown = await headwater(harness, "compare", "-t", "acme", task, fork)
+        assert "/text" in shown
+        assert "At length: yes." in shown
+
+        followed = await headwater(harness, *named, "--follow")
+        assert "task.forked" in followed
+        assert followed.index("agent.completed") < followed.index("task.completed")
+        twice = ("--data", '{"twice": true}', "--budget", "0.0000001")
+        assert "has spent $" in await headwater(harness, *named, *twice, status=1)
+        assert "fork at one of" in await headwater(harness, *named, "--at", "nonsense", status=2)
+        assert "TIER=NAME" in await headwater(harness, *named, "--model", "fast", status=2)
+        assert "has no task" in await headwater(harness, "fork", "-t", "globex", "-k", task, status=1)
+
+
+async def test_an_interrupted_cohort_goes_on_where_it_stopped(endpoints: Endpoints) -> None:
+    clerk = Clerk()
+    async with running(team(clerk), endpoints, answers=ANSWERS) as harness:
+        for n in range(6):
+            await harness.run_task(f"May I? {n}", tenant="acme", type="refund", data={"n": n})
+        await harness.run_task("May I?", tenant="acme", type="other")
+        await harness.run_task("May I?", tenant="globex", type="refund")
+        clerk.gate.clear()
+        runs = clerk.runs
+        words = ("fork", "-t", "acme", "--cohort", "type=refund since=1d", "--model", "reasoning=openai/sim-fast")
+
+        process = await start(harness, *words, "--sample", "5", "--json")
+        await until(lambda: _is(clerk.runs >= runs + 2), "two forks are being worked on")
+        process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(30):
+            await process.communicate()
+        assert process.returncode != 0
+
+        clerk.gate.set()
+        report = json.loads(await headwater(harness, *words, "--sample", "5", "--json"))
+        assert report["known_before"] >= 2
+        assert (report["tasks"], report["problems"], report["different"]) == (5, [], 5)
+        assert clerk.runs == runs + 5, "no fork was made twice"
+        again = json.loads(await headwater(harness, *words, "--sample", "5", "--json"))
+        assert again["known_before"] == 5
+        assert again["pairs"] == report["pairs"]
+        assert clerk.runs == runs + 5
+
+        spent = [Decimal(pair["cost_usd"][1]) for pair in report["pairs"]]
+        assert Decimal(report["fork"]["total_usd"]) == sum(spent)
+        assert Decimal(report["fork"]["cost_usd"]["max"]) == max(spent) < Decimal(report["origin"]["cost_usd"]["p50"])
+        forks = await harness.hw.pool.fetch("SELECT tenant, type FROM tasks WHERE fork_of IS NOT NULL")
+        assert {tuple(row) for row in forks} == {("acme", "refund")}
+        shown = await headwater(harness, *words, "--sample", "6")
+        assert "6 of 6 results differ" in shown
+        assert "5 forks had been made before" in shown
+        assert "no task" in await headwater(harness, "fork", "-t", "acme", "--cohort", "type=none", status=1)
+        assert "each once" in await headwater(harness, "fork", "-t", "acme", "--cohort", "typ=refund", status=2)
+
+
+async def _is(so: bool) -> bool:
+    return so
