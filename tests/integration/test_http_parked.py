@@ -28,12 +28,15 @@ async def parked(
     letters = DeadLetters(streams)
     once = settings.model_copy(update={"retry_delays_s": ()})
     async with supervisor(streams, endpoints, once, rule):
-        accepted = {tenant: await submit(streams, tenant, f"{BROKEN} {tenant}") for tenant in ("acme", "globex")}
+        accepted: dict[str, Accepted] = {}
 
         async def there() -> bool:
             return all([await letters.count(tenant) == 1 for tenant in accepted])
 
-        await until(there, "both were parked")
+        # One after the other: two tenants' letters of the same millisecond would have the same id.
+        for tenant in ("acme", "globex"):
+            accepted[tenant] = await submit(streams, tenant, f"{BROKEN} {tenant}")
+            await until(there, "it was parked")
         yield accepted
 
 
