@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 from decimal import Decimal
@@ -89,8 +90,9 @@ def test_a_fixture_is_sanitised_and_still_proves_the_decisions(
     task_id = runs[1].outcome.task_id
     headwater("fixture", str(path), "-t", "acme", "--task", task_id, "--agents", TEAM, "-o", str(target))
     text = target.read_text()
+    # As words of their own: ids and times are random digits, and may have any of them inside.
     for secret in ("Lopez", "Maria", "corp.example", "4711", "acme"):
-        assert secret not in text
+        assert re.search(rf"(?<![0-9a-zA-Z]){re.escape(secret)}(?![0-9a-zA-Z])", text) is None
     lines = [json.loads(line) for line in text.splitlines()]
     submitted = json.loads(next(line["body"] for line in lines if line.get("type") == "task.submitted"))["text"]
     name = submitted.split("bill ")[1].split(" ")[0]
