@@ -175,8 +175,9 @@ async def test_no_answer_to_one_tenant_holds_anything_of_another(site: Site) -> 
         assert status == 403, (method, path)
         assert SECRET not in text
     for method, path in OPERATIONS:
-        # What a decision cost names no text of the tenant's where nothing was spent under it.
-        if method == "GET" and not path.startswith("/v1/costs/decisions"):
+        # What a decision cost names no text of the tenant's where nothing was spent under it. Verifying needs a team,
+        # which this application has none of.
+        if method == "GET" and not path.startswith("/v1/costs/decisions") and not path.endswith("/verify"):
             status, text, _ = await answer(site, method, path, globex)
             assert (status, SECRET in text) == (200, True), f"{path}: no marker where it could leak from"
 
