@@ -36,6 +36,8 @@ _AWAY = (
     asyncpg.OperatorInterventionError,  # shut down or restarted under a query
     asyncpg.InsufficientResourcesError,  # too many connections, a full disk
     asyncpg.ObjectNotInPrerequisiteStateError,  # the database takes no connections
+    # What asyncpg says of a connection that was cut while it was being given back.
+    asyncpg.InternalClientError,
 )
 
 
