@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 import structlog
 from pydantic import ValidationError
 
+from handlers.lanes import queue_of
 from handlers.refold import causes, refold
-from handlers.state import looked_at
+from handlers.state import contents_for
 from handlers.supervisor import DECIDER, SUPERVISOR, Decision, Rules, TaskState, call_for, decide, evolve
 from schemas.bodies import EventBody, TaskResumed
-from schemas.content import blob_of
 from schemas.errors import UnavailableError, UnreadableEventError
 from schemas.event import AgentEvent, encode, encode_body
 from schemas.ids import derived_id
@@ -109,11 +109,7 @@ class Decider:
             return await refold(self._log, batch.tenant_id, event.task_id, before=event.position or "")
 
     async def _contents(self, state: TaskState | None, event: AgentEvent) -> dict[str, bytes]:
-        """The large contents that a decision on `event` may look at: the task's own, and a model's answer."""
-        values = looked_at(event.body)
-        if state is not None and (values or state.decomposed):
-            values += [state.text, state.data]
-        hashes = [sha for value in values if (sha := blob_of(value))]
+        hashes = contents_for(state, event)
         return await self._log.blobs(event.tenant_id, hashes) if hashes else {}
 
     def _apply(
@@ -133,7 +129,8 @@ class Decider:
                 assert state is not None
                 call = call_for(state, call_id)
                 body = call.__pydantic_serializer__.to_json(call)
-                commit.calls.append(NewCall(call_id, call.agent_id, PRIORITY_RANK[call.priority], body))
+                queue = queue_of(call.agent_id, state.lane)
+                commit.calls.append(NewCall(call_id, queue, PRIORITY_RANK[call.priority], body))
         return state
 
 

@@ -13,13 +13,16 @@ from pydantic import BaseModel
 from handlers.answers import DecomposeAnswer, RouteAnswer, SynthesisAnswer
 from handlers.decomposition import MAX_SUBTASKS, problems_of
 from handlers.journal import Journal
+from handlers.lanes import read_undecided, written
 from handlers.llm import LlmClient, LlmService
 from handlers.registry import AgentRegistry
 from handlers.semantic import Asks, SemanticValidator
+from handlers.state import contents_for
+from handlers.supervisor import Rules, decide
 from schemas.bodies import ContextCompiled, LlmAttempted, StepRecorded, SupervisorAnswered
 from schemas.call import Call
 from schemas.content import Json, blob_of
-from schemas.errors import HeadwaterError, StaleLeaseError, UnavailableError
+from schemas.errors import HeadwaterError, InvalidInputError, StaleLeaseError, UnavailableError, words_of
 from schemas.event import AgentEvent
 from streams.connection import Streams
 
@@ -45,13 +48,16 @@ SYNTHESIZE = (
 class Questions:
     """Answers one question of the supervisor's, in the name of its call."""
 
-    def __init__(self, streams: Streams, registry: AgentRegistry, service: LlmService) -> None:
+    def __init__(
+        self, streams: Streams, registry: AgentRegistry, service: LlmService, rules: Rules | None = None
+    ) -> None:
         self._streams = streams
         self._registry = registry
         self._service = service
+        self._rules = rules
 
     async def answer(self, journal: Journal) -> SupervisorAnswered:
-        """Ask a model. Whatever goes wrong with it is the answer's `error`.
+        """Ask a model, or for "decide" the rules. Whatever goes wrong with it is the answer's `error`.
 
         Raises:
             StaleLeaseError, UnavailableError: nothing can be written now; the call will be delivered again.
@@ -61,7 +67,8 @@ class Questions:
         answer: Json = None
         error: str | None = None
         try:
-            answer = (await self._ask(journal)).model_dump(mode="json")
+            decides = call.undecided is not None
+            answer = await self._decide(call) if decides else (await self._ask(journal)).model_dump(mode="json")
         except (StaleLeaseError, UnavailableError):
             raise
         except HeadwaterError as failure:
@@ -75,6 +82,19 @@ class Questions:
             error=error,
             duration_us=(time.perf_counter_ns() - clock) // 1000,
         )
+
+    async def _decide(self, call: Call) -> Json:
+        """What the rules of this worker's team decide on a fact of a task that was forked to it."""
+        assert call.undecided is not None
+        if self._rules is None:
+            raise InvalidInputError("this worker serves no lane")
+        state, event = read_undecided(call.tenant_id, call.undecided)
+        contents = await self._streams.log.blobs(call.tenant_id, contents_for(state, event))
+        try:
+            return written(decide(state, event, self._rules, contents), event)
+        except Exception as error:
+            # A custom router's defect. It would be the same the next time.
+            raise InvalidInputError(f"{type(error).__name__}: {words_of(error)}") from error
 
     async def _ask(self, journal: Journal) -> BaseModel:
         llm: Asks = LlmClient(self._service, journal)

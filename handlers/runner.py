@@ -15,6 +15,7 @@ from handlers.questions import Questions
 from handlers.recall import NoSessions, Recall
 from handlers.registry import AgentRegistry
 from handlers.steps import jsonable
+from handlers.supervisor import Rules
 from handlers.tokens import TokenCounters
 from handlers.tracing import ExecutionTracer
 from schemas.bodies import (
@@ -56,6 +57,7 @@ class AgentRunner:
         lease_ms: int,
         tracer: ExecutionTracer | None = None,
         recall: Recall | None = None,
+        rules: Rules | None = None,
     ) -> None:
         self._streams = streams
         self._registry = registry
@@ -63,7 +65,7 @@ class AgentRunner:
         self._lease_ms = lease_ms
         self._tracer = tracer
         self._recall = recall or Recall(NoSessions(), TokenCounters(llm.tiers))
-        self._questions = Questions(streams, registry, llm)
+        self._questions = Questions(streams, registry, llm, rules)
 
     async def handle(self, taken: TakenCall) -> list[AgentEvent]:
         """Run the agent of a call.

@@ -24,9 +24,9 @@ from schemas.bodies import (
     TaskRouted,
     TaskSubmitted,
 )
-from schemas.call import Call, CallKind, SubtaskResult
-from schemas.content import Json, canonical_json
-from schemas.event import AgentEvent, decode_body
+from schemas.call import Call, CallKind, SubtaskResult, Undecided
+from schemas.content import Json, blob_of, canonical_json
+from schemas.event import FIELDS, AgentEvent, decode, decode_body, encode
 from schemas.handoff import HandoffProposal
 from schemas.money import DecimalText
 from schemas.task import Priority
@@ -87,6 +87,10 @@ class TaskState(BaseModel):
     budget_usd: DecimalText | None = None
     fork_of: str | None = None
     root_task_id: str | None = None
+    lane: str | None = None
+    """Another team's, which decides on this task (`handlers/lanes.py`)."""
+    waiting: tuple[dict[str, str], ...] = ()
+    """Facts that the lane's team is still to decide on, as entries of the log. The rest of the state is before them."""
 
     @property
     def decomposed(self) -> bool:
@@ -118,9 +122,14 @@ def evolve(state: TaskState | None, event: AgentEvent) -> TaskState | None:
             data=body.data,
         )
     if isinstance(body, TaskForked):
-        return state or forked_state(event, body)
+        return state or (forked_state(event, body) if body.lane is None else _begun_in_lane(event, body))
     if state is None or body.terminal:
         return None
+    if state.lane is not None:
+        if left_to_lane(state, body):
+            return state.model_copy(update={"waiting": (*state.waiting, _entry(event))})
+        if isinstance(body, SupervisorAnswered) and body.question == "decide":
+            return _decided_on(state) if body.call_id in state.calls else state
     change = _change(state, event)
     return state.model_copy(update=change) if change else state
 
@@ -154,6 +163,59 @@ def taken_over(event: AgentEvent, body: TaskForked) -> tuple[TaskState, AgentEve
     return before, replace(event, body=fact)
 
 
+def left_to_lane(state: TaskState, body: EventBody) -> bool:
+    """Is it a fact that the team of the task's lane is to decide on?"""
+    match body:
+        case AgentCompleted(handed_over=False) | AgentFailed() | HandoffProposed():
+            return state.lane is not None and body.call_id in state.calls
+        case SupervisorAnswered():
+            return state.lane is not None and body.question != "decide" and body.call_id in state.calls
+    return False
+
+
+def first_waiting(state: TaskState) -> tuple[TaskState | None, AgentEvent]:
+    """(the state before it, the fact) that a lane's team is to decide on next, both as they would be with no lane."""
+    event = waiting_fact(state.tenant_id, state.waiting[0])
+    if isinstance(event.body, TaskForked):
+        return None, event
+    calls = {call_id: call for call_id, call in state.calls.items() if call.kind != "decide"}
+    return state.model_copy(update={"calls": calls, "lane": None, "waiting": ()}), event
+
+
+def waiting_fact(tenant_id: str, entry: Mapping[str, str]) -> AgentEvent:
+    """The fact that a lane's team is to decide on, as it would be with no lane."""
+    event = decode(tenant_id, "0-0", entry)
+    if isinstance(event.body, TaskForked):
+        return replace(event, body=event.body.model_copy(update={"lane": None}))
+    return event
+
+
+def _begun_in_lane(event: AgentEvent, body: TaskForked) -> TaskState:
+    before, _ = taken_over(event, body)
+    return before.model_copy(update={"lane": body.lane, "waiting": (_entry(event),)})
+
+
+def _decided_on(state: TaskState) -> TaskState:
+    """The first waiting fact takes its effect; the decisions on it follow in the log."""
+    before, event = first_waiting(state)
+    after = evolve(before, event)
+    assert after is not None, "what waits ends no task"
+    return after.model_copy(update={"lane": state.lane, "waiting": state.waiting[1:]})
+
+
+def _entry(event: AgentEvent) -> dict[str, str]:
+    values = (value.decode() if isinstance(value, bytes) else value for value in encode(event, {}))
+    return dict(zip(FIELDS, values, strict=True))
+
+
+def contents_for(state: TaskState | None, event: AgentEvent) -> list[str]:
+    """The hashes of large contents that a decision on `event` may look at: the task's own, and a model's answer."""
+    values = looked_at(event.body)
+    if state is not None and (values or state.decomposed):
+        values += [state.text, state.data]
+    return [sha for value in values if (sha := blob_of(value))]
+
+
 def looked_at(body: EventBody) -> list[Json]:
     """The contents of a fact that a decision on it may look into."""
     match body:
@@ -183,7 +245,7 @@ def _change(state: TaskState, event: AgentEvent) -> dict[str, object]:
                 ordered_by=event.id,
                 call_chain=event.call_chain,
                 subtask=body.subtask,
-                proposal_event_id=body.about_event_id,
+                proposal_event_id=body.about_event_id if body.question == "check" else None,
             )
             return {"calls": state.calls | {body.call_id: call}}
         case SupervisorAnswered() as body if body.call_id in state.calls:
@@ -284,8 +346,15 @@ def call_for(state: TaskState, call_id: str) -> Call:
         repair_reasons=call.repair_reasons,
         models=state.models,
         budget_usd=state.budget_usd,
+        undecided=_undecided(state) if call.kind == "decide" else None,
         root_task_id=state.root_task_id,
     )
+
+
+def _undecided(state: TaskState) -> Undecided:
+    before, _ = first_waiting(state)
+    known = None if before is None else before.model_dump(mode="json", exclude_defaults=True)
+    return Undecided(state=known, entry=state.waiting[0])
 
 
 def _results(state: TaskState, call: OpenCall, step: Subtask | None) -> tuple[SubtaskResult, ...]:

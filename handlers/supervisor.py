@@ -9,13 +9,14 @@ failed; or cancelled.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from pydantic import ValidationError
 
 from handlers.answers import CheckAnswer, DecomposeAnswer, RouteAnswer, SynthesisAnswer
+from handlers.case import USER, Case, Decision, Rules
 from handlers.decomposition import problems_of, ready
 from handlers.handoffs import Verdict, accepted, judge_structure, rejected, verified
+from handlers.lanes import decide_in_lane
 from handlers.state import (
     SUPERVISOR,
     TaskState,
@@ -26,19 +27,14 @@ from handlers.state import (
     result_key,
     taken_over,
 )
-from handlers.strictness import StrictnessConfig
-from handlers.team import Team
 from schemas.bodies import (
     AgentCompleted,
     AgentError,
     AgentFailed,
-    EventBody,
     EventDropped,
     HandoffProposed,
-    Question,
     Subtask,
     SupervisorAnswered,
-    SupervisorAsked,
     TaskCancelled,
     TaskCancelRequested,
     TaskCompleted,
@@ -51,12 +47,9 @@ from schemas.bodies import (
 )
 from schemas.content import Json, resolve
 from schemas.event import AgentEvent
-from schemas.ids import derived_id
-from schemas.task import Task
 
 __all__ = ["DECIDER", "SUPERVISOR", "WANTED", "Decision", "Rules", "TaskState", "call_for", "decide", "evolve"]
 
-USER = "user"
 DECIDER = "decider"
 """The supervisor's name as a reader of the log."""
 WANTED = (
@@ -72,67 +65,6 @@ WANTED = (
 """The event types that the supervisor decides on. All others are read past."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """An event to be appended, with the chain of the call that it orders (or of the task's end)."""
-
-    body: EventBody
-    call_chain: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What the supervisor goes by: the team, and how closely handoffs are checked."""
-
-    team: Team
-    strictness: StrictnessConfig
-
-
-@dataclass(frozen=True, slots=True)
-class _Case:
-    """One event to decide on, with the state before it and all that may be looked at."""
-
-    state: TaskState
-    event: AgentEvent
-    rules: Rules
-    blobs: Mapping[str, bytes]
-
-    def call_id(self, *which: int) -> str:
-        """The id of a call that is ordered because of this event."""
-        return derived_id(self.event.id, "call", *which)
-
-    def task(self, step: Subtask | None = None, index: int | None = None) -> Task:
-        """The task, or one of its steps, as routing rules see it."""
-        state = self.state
-        return Task(
-            tenant_id=state.tenant_id,
-            session_id=state.session_id,
-            task_id=state.task_id,
-            type=state.task_type,
-            text=resolve(state.text, self.blobs) if step is None else step.description,
-            data=resolve(state.data, self.blobs) or {},
-            priority=state.priority,
-            subtask=index,
-        )
-
-    def ask(self, question: Question, *which: int, subtask: int | None = None, about: str | None = None) -> Decision:
-        """Order a question to a model."""
-        asked = SupervisorAsked(call_id=self.call_id(*which), question=question, subtask=subtask, about_event_id=about)
-        return Decision(asked, (USER, SUPERVISOR))
-
-    def fail(self, reason: str, errors: tuple[AgentError, ...] = (), chain: tuple[str, ...] | None = None) -> Decision:
-        """Give the task up."""
-        failed = TaskFailed(
-            reason=reason,
-            errors=errors,
-            routed_by=self.state.routed_by,
-            decomposed=self.state.decomposed,
-            agent_results=dict(self.state.agent_results),
-            fork_of=self.state.fork_of,
-        )
-        return Decision(failed, chain or (USER, SUPERVISOR))
-
-
 def decide(
     state: TaskState | None, event: AgentEvent, rules: Rules, blobs: Mapping[str, bytes] | None = None
 ) -> list[Decision]:
@@ -144,14 +76,20 @@ def decide(
     body = event.body
     if isinstance(body, TaskSubmitted):
         submitted = evolve(None, event)
-        return _submitted(_Case(submitted, event, rules, blobs or {})) if state is None and submitted else []
+        return _submitted(Case(submitted, event, rules, blobs or {})) if state is None and submitted else []
     if isinstance(body, TaskForked):
         return _forked(event, body, rules, blobs or {}) if state is None else []
     if isinstance(body, EventDropped) and body.reader == DECIDER:
         return _dropped(state, body)
     if state is None:
         return []
-    case = _Case(state, event, rules, blobs or {})
+    case = Case(state, event, rules, blobs or {})
+    in_lane = decide_in_lane(case)
+    return _react(case) if in_lane is None else in_lane
+
+
+def _react(case: Case) -> list[Decision]:
+    state, body = case.state, case.event.body
     match body:
         case AgentCompleted(handed_over=False) if body.call_id in state.calls:
             return _completed(case, body)
@@ -180,8 +118,10 @@ def _forked(event: AgentEvent, body: TaskForked, rules: Rules, blobs: Mapping[st
     What else was being worked on at the point is taken up again, unless the task ends with the decision.
     """
     before, point = taken_over(event, body)
+    if body.lane is not None:
+        return [Case(before, event, rules, blobs).ask("decide", about=event.id)]
     if point is None:
-        return _submitted(_Case(before, event, rules, blobs))
+        return _submitted(Case(before, event, rules, blobs))
     decisions = decide(before, point, rules, blobs)
     # A sender whose handoff is being checked is done with its work, and waits for the verdict only.
     settled = {getattr(point.body, "call_id", None), *(proposed.call_id for proposed in before.proposals.values())}
@@ -191,7 +131,7 @@ def _forked(event: AgentEvent, body: TaskForked, rules: Rules, blobs: Mapping[st
     for call in calls.values():
         if call.agent_id != SUPERVISOR and call.agent_id not in rules.team.registry:
             reason = f"agent {call.agent_id!r}, which was at work at the point, is not registered"
-            return [_Case(before, event, rules, blobs).fail(reason)]
+            return [Case(before, event, rules, blobs).fail(reason)]
     return [Decision(TaskResumed(call_ids=tuple(calls)), (USER, SUPERVISOR)), *decisions]
 
 
@@ -214,7 +154,7 @@ def _dropped(state: TaskState | None, body: EventDropped) -> list[Decision]:
     return [Decision(failed, (USER, SUPERVISOR))]
 
 
-def _submitted(case: _Case) -> list[Decision]:
+def _submitted(case: Case) -> list[Decision]:
     team = case.rules.team
     if len(team.registry) == 0:
         return [case.fail("no agents are registered: start the workers with --agents module:object")]
@@ -223,7 +163,7 @@ def _submitted(case: _Case) -> list[Decision]:
     return [_route(case)]
 
 
-def _route(case: _Case, index: int | None = None, step: Subtask | None = None) -> Decision:
+def _route(case: Case, index: int | None = None, step: Subtask | None = None) -> Decision:
     """Give the task, or one of its steps, to an agent by rule; where no rule matches, ask a model (row A3)."""
     which = () if index is None else (index,)
     team = case.rules.team
@@ -236,7 +176,7 @@ def _route(case: _Case, index: int | None = None, step: Subtask | None = None) -
     return Decision(routed, (USER, SUPERVISOR, chosen.agent_id))
 
 
-def _route_ready(case: _Case, subtasks: tuple[Subtask, ...], done: Mapping[int, object]) -> list[Decision]:
+def _route_ready(case: Case, subtasks: tuple[Subtask, ...], done: Mapping[int, object]) -> list[Decision]:
     """Route every step whose prerequisites are done. A step that cannot be routed ends the task."""
     decisions: list[Decision] = []
     for index in ready(subtasks, done, case.state.started):
@@ -247,7 +187,7 @@ def _route_ready(case: _Case, subtasks: tuple[Subtask, ...], done: Mapping[int, 
     return decisions
 
 
-def _completed(case: _Case, body: AgentCompleted) -> list[Decision]:
+def _completed(case: Case, body: AgentCompleted) -> list[Decision]:
     state, call = case.state, case.state.calls[body.call_id]
     results = state.agent_results | {result_key(body.agent_id, call.subtask): body.result}
     if call.subtask is None:
@@ -261,7 +201,7 @@ def _completed(case: _Case, body: AgentCompleted) -> list[Decision]:
     return _route_ready(case, state.subtasks, finished)
 
 
-def _replace(case: _Case, call_id: str, errors: tuple[AgentError, ...]) -> Decision:
+def _replace(case: Case, call_id: str, errors: tuple[AgentError, ...]) -> Decision:
     """A call came to nothing: its agent's backup gets it, once; else the task fails with every reason (row A5)."""
     call, registry = case.state.calls[call_id], case.rules.team.registry
     backup = None if call.is_backup or call.agent_id not in registry else registry.get_backup(call.agent_id)
@@ -281,7 +221,7 @@ def _replace(case: _Case, call_id: str, errors: tuple[AgentError, ...]) -> Decis
     return case.fail(where + reason, errors, call.call_chain)
 
 
-def _proposed(case: _Case, body: HandoffProposed) -> list[Decision]:
+def _proposed(case: Case, body: HandoffProposed) -> list[Decision]:
     """A handoff: structural check first; a STRICT one that is well-formed is then checked by a model (row C3)."""
     call, payload = case.state.calls[body.call_id], body.payload
     strictness = case.rules.strictness
@@ -293,7 +233,7 @@ def _proposed(case: _Case, body: HandoffProposed) -> list[Decision]:
     return _verdict(case, case.event.id, body, Verdict())
 
 
-def _verdict(case: _Case, proposal_id: str, body: HandoffProposed, verdict: Verdict) -> list[Decision]:
+def _verdict(case: Case, proposal_id: str, body: HandoffProposed, verdict: Verdict) -> list[Decision]:
     """Accepted: the target is called. Rejected: back to the sender, once, then to the supervisor."""
     state, sender = case.state, case.state.calls[body.call_id]
     strictness = case.rules.strictness.strictness_of(body.payload.payload_type, state.tenant_id)
@@ -310,7 +250,7 @@ def _verdict(case: _Case, proposal_id: str, body: HandoffProposed, verdict: Verd
     return [refused, _replace(case, body.call_id, errors)]
 
 
-def _answered(case: _Case, body: SupervisorAnswered) -> list[Decision]:
+def _answered(case: Case, body: SupervisorAnswered) -> list[Decision]:
     """A model's judgement is here. What it says is checked again: a worker's word is not enough to be decided by."""
     answer = resolve(body.answer, case.blobs)
     if body.question == "check":
@@ -325,11 +265,13 @@ def _answered(case: _Case, body: SupervisorAnswered) -> list[Decision]:
                 return _decomposed(case, DecomposeAnswer.model_validate(answer))
             case "synthesize":
                 return [_synthesised(case, SynthesisAnswer.model_validate(answer))]
+            case "decide":
+                return []  # this task is in no lane: nobody asked
     except ValidationError as error:
         return [case.fail(f"the answer to the supervisor's question {body.question!r} cannot be used: {error}")]
 
 
-def _routed_by_model(case: _Case, body: SupervisorAnswered, answer: RouteAnswer) -> Decision:
+def _routed_by_model(case: Case, body: SupervisorAnswered, answer: RouteAnswer) -> Decision:
     subtask = case.state.calls[body.call_id].subtask
     if answer.agent_id not in case.rules.team.registry:
         return case.fail(f"the model chose agent {answer.agent_id!r}, which is not registered")
@@ -344,7 +286,7 @@ def _routed_by_model(case: _Case, body: SupervisorAnswered, answer: RouteAnswer)
     return Decision(routed, (USER, SUPERVISOR, answer.agent_id))
 
 
-def _decomposed(case: _Case, answer: DecomposeAnswer) -> list[Decision]:
+def _decomposed(case: Case, answer: DecomposeAnswer) -> list[Decision]:
     if problems := problems_of(answer.subtasks):
         return [case.fail(f"the task cannot be decomposed: {'; '.join(problems)}")]
     if len(answer.subtasks) == 1:
@@ -353,7 +295,7 @@ def _decomposed(case: _Case, answer: DecomposeAnswer) -> list[Decision]:
     return [split, *_route_ready(case, answer.subtasks, {})]
 
 
-def _synthesised(case: _Case, answer: SynthesisAnswer) -> Decision:
+def _synthesised(case: Case, answer: SynthesisAnswer) -> Decision:
     state = case.state
     cited = sorted({index for index in answer.sources if index in state.done}) or sorted(state.done)
     sources = [
@@ -371,7 +313,7 @@ def _synthesised(case: _Case, answer: SynthesisAnswer) -> Decision:
     return Decision(done, (USER, SUPERVISOR, *agents))
 
 
-def _checked(case: _Case, body: SupervisorAnswered, answer: Json) -> list[Decision]:
+def _checked(case: Case, body: SupervisorAnswered, answer: Json) -> list[Decision]:
     proposal_id = case.state.calls[body.call_id].proposal_event_id or ""
     proposed = case.state.proposals[proposal_id]
     try:

@@ -8,6 +8,7 @@ from redis.asyncio.cluster import RedisCluster
 
 from handlers.decider import Decider
 from handlers.embedders import make_embedder
+from handlers.lanes import queue_of
 from handlers.llm import LlmService, RetryPolicy
 from handlers.prices import PriceTable
 from handlers.provider import LitellmProvider, Provider
@@ -114,11 +115,18 @@ def add_runner(
     tracer: ExecutionTracer | None = None,
     *,
     recall: Recall | None = None,
+    lane: str | None = None,
 ) -> CallSubscriber:
-    """The agents, running the calls that the supervisor ordered. Without `recall` they have no session or memory."""
-    runner = AgentRunner(streams, team.registry, llm, lease_ms=settings.lease_ms, tracer=tracer, recall=recall)
-    capacity = {agent.agent_id: agent.registration.max_concurrent_tasks for agent in team.registry}
-    capacity[SUPERVISOR] = QUESTIONS_AT_ONCE
+    """The agents, running the calls that the supervisor ordered. Without `recall` they have no session or memory.
+
+    With `lane`, of the tasks that were forked to this team, and its rules decide on them.
+    """
+    rules = None if lane is None else Rules(team, team.strictness)
+    runner = AgentRunner(
+        streams, team.registry, llm, lease_ms=settings.lease_ms, tracer=tracer, recall=recall, rules=rules
+    )
+    capacity = {queue_of(agent.agent_id, lane): agent.registration.max_concurrent_tasks for agent in team.registry}
+    capacity[queue_of(SUPERVISOR, lane)] = QUESTIONS_AT_ONCE
     subscriber = CallSubscriber(broker, streams, worker, lease_ms=settings.lease_ms, capacity=capacity)
 
     @subscriber

@@ -19,7 +19,7 @@ Content = Json
 Microseconds = Count
 Ordinal = Annotated[int, Field(ge=0, le=2**31 - 1)]
 RoutedBy = Literal["rules", "llm", "backup"]
-Question = Literal["route", "decompose", "check", "synthesize"]
+Question = Literal["route", "decompose", "check", "synthesize", "decide"]
 """What the supervisor asks a model: who does it, in which steps, is a handoff grounded, what do the results say."""
 
 
@@ -79,6 +79,10 @@ class TaskForked(EventBody):
     """Tier → models, in the place of the settings'."""
     budget_usd: DecimalText | None = None
     """No LLM request is begun once the task has cost this much."""
+    lane: str | None = None
+    """Not the running team decides on it and works on it, but one that serves this lane."""
+    agents: str | None = None
+    """That team, as it was named: module:object."""
     idempotency_key: str | None = None
 
 
@@ -128,7 +132,10 @@ class TaskDecomposed(EventBody):
 
 
 class SupervisorAsked(EventBody):
-    """The supervisor needs a model's judgement before it can go on, and ordered the call `call_id` for it."""
+    """The supervisor needs a judgement before it can go on, and ordered the call `call_id` for it.
+
+    A model judges, or for "decide" the rules of another team, to whose lane a forked task was given.
+    """
 
     type = "supervisor.asked"
     decision = True
@@ -138,14 +145,14 @@ class SupervisorAsked(EventBody):
     subtask: Ordinal | None = None
     """Index of the subtask that is asked about, None for a whole task."""
     about_event_id: str | None = None
-    """The `handoff.proposed` that is to be checked, when `question` is "check"."""
+    """The `handoff.proposed` that is to be checked, or for "decide" the fact that is to be decided on."""
 
 
 class SupervisorAnswered(EventBody):
-    """A model's judgement came back: `answer` has it, or `error` says why there is none.
+    """A judgement came back: `answer` has it, or `error` says why there is none.
 
     The shape of `answer` by question: route {agent_id, confidence, reasoning}; decompose {subtasks, reasoning}; check
-    {grounded, reasons}; synthesize {answer, sources}.
+    {grounded, reasons}; synthesize {answer, sources}; decide {decisions: [{type, v, body, chain}, …]}.
     """
 
     type = "supervisor.answered"

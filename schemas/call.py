@@ -1,6 +1,6 @@
 """A call: one piece of slow or outside work that a decision ordered and a worker executes."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,8 +10,8 @@ from schemas.ids import AgentId, SessionId, TenantId
 from schemas.money import DecimalText
 from schemas.task import Priority
 
-CallKind = Literal["agent", "route", "decompose", "check", "synthesize"]
-"""An agent's run, or a question of the supervisor's to a model."""
+CallKind = Literal["agent", "route", "decompose", "check", "synthesize", "decide"]
+"""An agent's run, or a question of the supervisor's: to a model, or to the rules of the team that serves a lane."""
 
 
 class SubtaskResult(BaseModel):
@@ -23,6 +23,15 @@ class SubtaskResult(BaseModel):
     description: str
     agent_id: AgentId
     result: Json
+
+
+class Undecided(BaseModel):
+    """A fact that the team of a lane is to decide on: the supervisor's `state` before it, and its entry in the log."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    state: dict[str, Any] | None
+    entry: dict[str, str]
 
 
 class Call(BaseModel):
@@ -63,5 +72,7 @@ class Call(BaseModel):
     """Tier → models, where a forked task has others than the settings."""
     budget_usd: DecimalText | None = None
     """What its task may cost: no LLM request is begun once so much was spent."""
+    undecided: Undecided | None = None
+    """For the question "decide": what is to be decided on."""
     root_task_id: str | None = None
     """For a forked task: the submitted one, whose place in the session it has."""

@@ -16,16 +16,18 @@ from headwater.cli.common import DataOption, JsonOption, TenantOption, connected
 from headwater.cli.reading import print_event
 from headwater.cli.showing import as_text
 from headwater.client import Headwater
+from headwater.lane import OtherTeam
 from headwater.replay.cohort import Cohort
 from headwater.replay.compare import compare as compare_tasks
 from headwater.replay.compare import side
 from headwater.replay.fork import ForkOptions, fork_task
+from headwater.replay.lanes import cancelling_left_over, in_lane
 from headwater.replay.recording import LiveRecording
 from projections import queries
 from projections.projection import format_position
 from schemas.errors import HeadwaterError, InvalidInputError
 from schemas.event import decode
-from schemas.ids import check_tenant_id
+from schemas.ids import check_tenant_id, new_id
 from schemas.money import plain
 from schemas.task import Accepted
 
@@ -62,6 +64,12 @@ def fork(
     payload: Annotated[
         str | None, typer.Option("--data", metavar="JSON", help="A JSON object in the place of the task's data.")
     ] = None,
+    agents: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:OBJECT", help="Another team than the running one; it runs in this process, while it waits."
+        ),
+    ] = None,
     repeat: Annotated[int, typer.Option(min=1, max=1000, help="So many forks at once.")] = 1,
     budget: Annotated[
         str | None,
@@ -74,7 +82,7 @@ def fork(
     data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Data directory. [default: .headwater]")] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Run a task again, live, by the workers that run now: as a new task, marked as a fork, with its own costs.
+    """Run a task again, live, by the workers that run now or by --agents: as a new task, a fork, with its own costs.
 
     What was recorded before the point is taken over and not paid again; after it agents, models and tools work for
     real. A fork adds no messages to its session. Exits with 1 unless every fork completes. With --cohort, an
@@ -85,7 +93,9 @@ def fork(
         raise InvalidInputError("name one of --task and --cohort")
     if follow and repeat > 1:
         raise InvalidInputError("--follow watches one fork: leave out --repeat")
-    options = ForkOptions(at=at, models=models_of(model or []), data=_data(payload), budget_usd=budget)
+    other = None if agents is None else OtherTeam.load(agents)
+    options = ForkOptions(at=at, models=models_of(model or []), data=_data(payload), budget_usd=budget, team=other)
+    settings = read_settings(data=data_dir)
 
     if cohort is not None:
         if at is not None or payload is not None or repeat > 1 or follow:
@@ -93,17 +103,21 @@ def fork(
         chosen = Cohort.parse(cohort)
 
         async def work_on_all(hw: Headwater) -> bool:
-            return await fork_cohort(
-                hw, tenant, chosen, options, sample=sample, seed=seed, timeout_s=timeout, json_=json_
-            )
+            # The same lane for the same command: what an interrupted one left there is gone on with.
+            async with in_lane(options, hw, settings, chosen.lane(options)) as given:
+                return await fork_cohort(
+                    hw, tenant, chosen, given, sample=sample, seed=seed, timeout_s=timeout, json_=json_
+                )
 
-        ok = connected(read_settings(data=data_dir), work_on_all)
+        ok = connected(settings, work_on_all)
         raise typer.Exit(0 if ok else 1)
 
     async def work(hw: Headwater) -> bool:
         assert task is not None
-        forks = [await fork_task(hw, tenant, task, options) for _ in range(repeat)]
-        await _wait(hw, tenant, forks, timeout, follow=follow and not json_)
+        async with in_lane(options, hw, settings, new_id()) as given:
+            forks = [await fork_task(hw, tenant, task, given) for _ in range(repeat)]
+            async with cancelling_left_over(hw, tenant, forks, given.lane):
+                await _wait(hw, tenant, forks, timeout, follow=follow and not json_)
         await hw.caught_up(tenant)
         recording = LiveRecording(hw.streams, hw.pool)
         sides = [await side(recording, tenant, one) for one in (task, *(accepted.task_id for accepted in forks))]
@@ -113,7 +127,7 @@ def fork(
             _show_sides([one.as_dict() for one in sides])
         return all(one.status == "completed" for one in sides[1:])
 
-    ok = connected(read_settings(data=data_dir), work)
+    ok = connected(settings, work)
     raise typer.Exit(0 if ok else 1)
 
 

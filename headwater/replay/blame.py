@@ -77,7 +77,7 @@ def _carried(event: AgentEvent) -> list[tuple[str, Json]]:
             return [("payload/content", body.payload.content)]
         case AgentCompleted(handed_over=False) as body:
             return [("result", body.result)]
-        case SupervisorAnswered(error=None) as body:
+        case SupervisorAnswered(error=None) as body if body.question != "decide":
             return [("answer", body.answer)]
         case TaskCompleted() as body:
             return [("result", body.result)]

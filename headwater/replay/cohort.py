@@ -62,6 +62,10 @@ class Cohort:
         since = _since(given["since"], now or datetime.now(UTC)) if "since" in given else None
         return cls(" ".join(sorted(text.split())), given.get("type"), since, status, given.get("session"))
 
+    def lane(self, options: ForkOptions) -> str:
+        """Where another team is served, for its forks."""
+        return derived_id("lane", self.text, options.fingerprint)
+
     def key(self, options: ForkOptions, origin_id: str) -> str:
         """The idempotency key of the fork of one of its tasks."""
         return f"cohort.{derived_id('cohort', self.text, options.fingerprint, origin_id)}"

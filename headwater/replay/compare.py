@@ -7,7 +7,7 @@ from handlers.refold import causes
 from headwater.replay.moments import task_events
 from headwater.replay.recording import Recording, resolved
 from headwater.replay.story import story_of
-from schemas.bodies import LlmAttempted, TaskCancelled, TaskCompleted, TaskFailed, TaskForked
+from schemas.bodies import LlmAttempted, SupervisorAsked, TaskCancelled, TaskCompleted, TaskFailed, TaskForked
 from schemas.content import Json
 from schemas.event import AgentEvent
 from schemas.money import plain
@@ -86,7 +86,7 @@ async def side(recording: Recording, tenant_id: str, task_id: str) -> Side:
         fork_of=first.origin_task_id if isinstance(first, TaskForked) else None,
         decisions=[
             *(await _taken_over(recording, tenant_id, events[0])),
-            *(_decision(event) for event in events if event.body.decision),
+            *(_decision(event) for event in events if event.body.decision and not _delegates(event)),
         ],
         result=await resolved(recording, tenant_id, ended.result) if isinstance(ended, TaskCompleted) else None,
         error=ended.reason if isinstance(ended, TaskFailed | TaskCancelled) else None,
@@ -108,10 +108,17 @@ async def _taken_over(recording: Recording, tenant_id: str, first: AgentEvent) -
         for cause in wanted:
             if cause.id == first.body.origin_event_id:
                 break
-            own += [_decision(event) | {"taken_over": True} for event in recorded.get(cause.id, [])]
+            own += [
+                _decision(event) | {"taken_over": True} for event in recorded.get(cause.id, []) if not _delegates(event)
+            ]
         found = own + found
         first = events[0]
     return found
+
+
+def _delegates(event: AgentEvent) -> bool:
+    """Is it the question to another team what it decides? Its answer leads to the decision."""
+    return isinstance(event.body, SupervisorAsked) and event.body.question == "decide"
 
 
 def _decision(event: AgentEvent) -> dict[str, Any]:

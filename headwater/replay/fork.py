@@ -11,8 +11,9 @@ from typing import Any
 import orjson
 
 from handlers.refold import causes
-from handlers.state import TaskState, evolve, taken_over
+from handlers.state import TaskState, evolve, first_waiting, taken_over
 from headwater.client import Headwater
+from headwater.lane import OtherTeam
 from headwater.replay.moments import task_events
 from headwater.replay.recording import LiveRecording, Recording
 from projections.archive import blob_hashes
@@ -22,6 +23,7 @@ from schemas.bodies import (
     EventBody,
     HandoffProposed,
     SupervisorAnswered,
+    SupervisorAsked,
     TaskForked,
     TaskSubmitted,
 )
@@ -36,7 +38,7 @@ TIERS = ("fast", "reasoning")
 _OWN = frozenset(
     {
         *("tenant_id", "session_id", "task_id", "priority", "task_type", "text", "data"),
-        *("models", "budget_usd", "fork_of", "root_task_id"),
+        *("models", "budget_usd", "fork_of", "root_task_id", "lane", "waiting"),
     }
 )
 """What of a state the forking's event says itself."""
@@ -58,6 +60,10 @@ class ForkOptions:
     data: dict[str, Any] | None = None
     """In the place of the origin's data."""
     budget_usd: str | None = None
+    team: OtherTeam | None = None
+    """Who decides and works, in the place of the running team."""
+    lane: str | None = None
+    """Where that team is served."""
 
     def __post_init__(self) -> None:
         for tier, names in self.models.items():
@@ -70,7 +76,8 @@ class ForkOptions:
     def fingerprint(self) -> str:
         """The same for the same options."""
         models = {tier: list(names) for tier, names in self.models.items()}
-        return content_hash(canonical_json([self.at, models, self.data, self.budget_usd]))[:16]
+        team = None if self.team is None else [self.team.agents, self.team.code_hash]
+        return content_hash(canonical_json([self.at, models, self.data, self.budget_usd, team]))[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,8 @@ class Moment:
 
     event: AgentEvent
     before: TaskState | None
+    answer_id: str | None = None
+    """In a lane: the answer of the team there, which led to the decisions."""
 
 
 def _amount(text: str) -> str:
@@ -101,14 +110,27 @@ def moments_of(events: list[AgentEvent]) -> list[Moment]:
     state: TaskState | None = None
     found: list[Moment] = []
     for cause in wanted:
-        if _decided_on(state, cause.body):
-            found.append(Moment(cause, state))
+        moment = _moment(state, cause)
+        if moment is not None and moment.answer_id is not None and found and found[-1].event.id == moment.event.id:
+            found[-1] = moment
+        elif moment is not None:
+            found.append(moment)
         state = evolve(state, cause)
         for decision in recorded.get(cause.id, []):
             state = evolve(state, decision)
     if not found or not isinstance(found[0].event.body, TaskSubmitted | TaskForked):
         raise InvalidInputError("the log does not have the beginning of this task: it cannot be run again")
     return found
+
+
+def _moment(state: TaskState | None, cause: AgentEvent) -> Moment | None:
+    if state is None or state.lane is None:
+        return Moment(cause, state) if _decided_on(state, cause.body) else None
+    body = cause.body
+    if isinstance(body, SupervisorAnswered) and body.question == "decide" and body.call_id in state.calls:
+        before, event = first_waiting(state)
+        return Moment(event, before, cause.id)
+    return None
 
 
 def _decided_on(state: TaskState | None, body: EventBody) -> bool:
@@ -134,8 +156,10 @@ def find_moment(events: list[AgentEvent], at: str | None) -> Moment:
     named = next((event for event in events if at in (event.id, event.position)), None)
     if named is not None:
         cause = named.parent_event_id if named.body.decision else named.id
+        if isinstance(named.body, SupervisorAsked) and named.body.question == "decide":
+            cause = named.body.about_event_id
         for moment in moments:
-            if moment.event.id == cause:
+            if cause in (moment.event.id, moment.answer_id):
                 return moment
     what = "is no event of this task" if named is None else f"is a {named.type}, on which nothing was decided"
     choices = [f"{m.event.id} ({m.event.type} by {m.event.source_agent_id})" for m in moments]
@@ -166,6 +190,8 @@ def forking(events: list[AgentEvent], options: ForkOptions, *, task_id: str, key
         point=None if from_start else _point(point, ids),
         models=(begun.models if isinstance(begun, TaskForked) else {}) | dict(options.models),
         budget_usd=options.budget_usd,
+        lane=options.lane,
+        agents=None if options.team is None else options.team.agents,
         idempotency_key=key,
     )
 

@@ -66,7 +66,8 @@ def _forked(body: TaskForked, event: AgentEvent, _: Sequence[AgentEvent]) -> str
     where = "from its start" if body.point is None else f"from its {body.point['type']} {body.origin_event_id}"
     models = "".join(f", {tier} by {' or '.join(names)}" for tier, names in body.models.items())
     budget = f", for ${body.budget_usd} at most" if body.budget_usd else ""
-    return f"Task {body.origin_task_id} was run again {where}{models}{budget}: {quote(body.text)}"
+    team = f" by {body.agents}" if body.agents else ""
+    return f"Task {body.origin_task_id} was run again{team} {where}{models}{budget}: {quote(body.text)}"
 
 
 def _resumed(body: TaskResumed, event: AgentEvent, _: Sequence[AgentEvent]) -> str:
@@ -93,6 +94,8 @@ def _decomposed(body: TaskDecomposed, event: AgentEvent, _: Sequence[AgentEvent]
 
 
 def _asked(body: SupervisorAsked, event: AgentEvent, _: Sequence[AgentEvent]) -> str:
+    if body.question == "decide":
+        return "The supervisor left the decision to the team that the task was forked to"
     return f"The supervisor asked a model {_QUESTIONS[body.question]}" + (
         "" if body.subtask is None else f" (step {body.subtask})"
     )
@@ -102,6 +105,8 @@ def _answered(body: SupervisorAnswered, event: AgentEvent, _: Sequence[AgentEven
     if body.error is not None:
         return f"There was no answer: {body.error}"
     answer = body.answer
+    if body.question == "decide":
+        return "That team decided"
     if body.question == "check" and isinstance(answer, dict):
         reasons = "; ".join(map(str, answer.get("reasons") or ()))
         return "It is grounded" if answer.get("grounded") else f"It is not grounded: {reasons}"

@@ -19,6 +19,7 @@ from schemas.bodies import (
     HandoffRejected,
     LlmAttempted,
     SupervisorAnswered,
+    SupervisorAsked,
     TaskCancelled,
     TaskFailed,
 )
@@ -130,6 +131,11 @@ def story_of(events: Iterable[AgentEvent]) -> Story | None:
     roots: list[Node] = []
     earlier: list[AgentEvent] = []
     for event in ordered:
+        if (shown := _beside(event)) is not None:
+            # Which team decided is said once, at the fork: here stands what it decided.
+            if shown in nodes:
+                nodes[event.id] = nodes[shown]
+            continue
         node = Node(event, tell(event, earlier), _microseconds(first, event))
         if isinstance(event.body, LlmAttempted):
             node.outcome = outcomes[event.id]
@@ -144,6 +150,16 @@ def story_of(events: Iterable[AgentEvent]) -> Story | None:
     last = next((event for event in reversed(ordered) if event.body.terminal), ordered[-1])
     status = last.type.removeprefix("task.") if last.body.terminal else "running"
     return Story(first.tenant_id, first.session_id, first.task_id, status, _microseconds(first, last), roots)
+
+
+def _beside(event: AgentEvent) -> str | None:
+    """Of a question to another team what it decides, and of its answer: the event in whose place it stands."""
+    match event.body:
+        case SupervisorAsked(question="decide") as body:
+            return body.about_event_id
+        case SupervisorAnswered(question="decide", error=None):
+            return event.parent_event_id
+    return None
 
 
 def _outcomes(events: list[AgentEvent]) -> dict[str, str]:
