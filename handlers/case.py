@@ -40,7 +40,7 @@ class Case:
     rules: Rules
     blobs: Mapping[str, bytes]
 
-    def call_id(self, *which: int) -> str:
+    def call_id(self, *which: int | str) -> str:
         """The id of a call that is ordered because of this event."""
         return derived_id(self.event.id, "call", *which)
 
@@ -58,7 +58,9 @@ class Case:
             subtask=index,
         )
 
-    def ask(self, question: Question, *which: int, subtask: int | None = None, about: str | None = None) -> Decision:
+    def ask(
+        self, question: Question, *which: int | str, subtask: int | None = None, about: str | None = None
+    ) -> Decision:
         """Order a question to a model."""
         asked = SupervisorAsked(call_id=self.call_id(*which), question=question, subtask=subtask, about_event_id=about)
         return Decision(asked, (USER, SUPERVISOR))

@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 import structlog
 from pydantic import ValidationError
 
-from handlers.lanes import queue_of
 from handlers.refold import causes, refold
 from handlers.state import contents_for
 from handlers.supervisor import DECIDER, SUPERVISOR, Decision, Rules, TaskState, call_for, decide, evolve
@@ -17,6 +16,7 @@ from schemas.event import AgentEvent, encode, encode_body
 from schemas.ids import derived_id
 from schemas.task import PRIORITY_RANK
 from streams.functions import Commit, NewCall, TenantBatch
+from streams.keys import in_lane
 from streams.log import Entry, Log, read_event
 from streams.retries import DEFAULT_DELAYS_MS, Setbacks
 from streams.subscriber import LeasedRound
@@ -129,7 +129,7 @@ class Decider:
                 assert state is not None
                 call = call_for(state, call_id)
                 body = call.__pydantic_serializer__.to_json(call)
-                queue = queue_of(call.agent_id, state.lane)
+                queue = in_lane(call.agent_id, state.lane)
                 commit.calls.append(NewCall(call_id, queue, PRIORITY_RANK[call.priority], body))
         return state
 

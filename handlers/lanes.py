@@ -20,18 +20,13 @@ from schemas.errors import UnreadableEventError
 from schemas.event import AgentEvent, decode_body
 
 
-def queue_of(agent_id: str, lane: str | None) -> str:
-    """The queue that an agent's calls wait in. No agent id has an "@"."""
-    return agent_id if lane is None else f"{agent_id}@{lane}"
-
-
 def decide_in_lane(case: Case) -> list[Decision] | None:
     """What the running supervisor does about an event of a task in a lane. None: what it does about any other."""
     state, body = case.state, case.event.body
     if state.lane is None:
         return None
     if left_to_lane(state, body):
-        return [] if state.waiting else [case.ask("decide", about=case.event.id)]
+        return [] if state.waiting else [case.ask("decide", "decide", about=case.event.id)]
     if isinstance(body, SupervisorAnswered) and body.question == "decide":
         return _decided(case, body) if body.call_id in state.calls else []
     return None
@@ -47,7 +42,7 @@ def _decided(case: Case, body: SupervisorAnswered) -> list[Decision]:
         return [case.fail(f"the decisions of the team that the task was forked to cannot be used: {error}")]
     behind = case.state.waiting[1:]
     if behind and not any(decision.body.terminal for decision in decisions):
-        decisions.append(case.ask("decide", about=behind[0]["id"]))
+        decisions.append(case.ask("decide", "decide", about=behind[0]["id"]))
     return decisions
 
 

@@ -119,7 +119,7 @@ def _forked(event: AgentEvent, body: TaskForked, rules: Rules, blobs: Mapping[st
     """
     before, point = taken_over(event, body)
     if body.lane is not None:
-        return [Case(before, event, rules, blobs).ask("decide", about=event.id)]
+        return [Case(before, event, rules, blobs).ask("decide", "decide", about=event.id)]
     if point is None:
         return _submitted(Case(before, event, rules, blobs))
     decisions = decide(before, point, rules, blobs)

@@ -49,13 +49,14 @@ def replay_page() -> str:
 
 _RERUN = """\
 A fork is a new task in the origin's tenant and session. It takes over what was recorded before a point, decides the
-fact there anew by the team that runs now, and lives on from it, live: agents run, models are asked and paid, and
-tools, memories and session state are what they are for any task. Only the messages of the session are left alone, and
-the origin's totals: a fork has its own task id, its own costs, and `fork_of`.
+fact there anew by the team that runs now (or by `--agents`), and lives on from it, live: agents run, models are asked
+and paid, and tools, memories and session state are what they are for any task. Only the messages of the session are
+left alone, and the origin's totals: a fork has its own task id, its own costs, and `fork_of`.
 
 ```console
 $ headwater fork --tenant acme --task $TASK --model reasoning=openai/gpt-4o-mini --repeat 3 --budget 0.05
 $ headwater fork --tenant acme --task $TASK --at $EVENT --data '{"order": 4711}' --follow
+$ headwater fork --tenant acme --task $TASK --agents my_team.next:team
 $ headwater compare --tenant acme $TASK $FORK
 $ headwater fork --tenant acme --cohort 'type=refund since=7d' --sample 50 --model fast=openai/gpt-4o-mini
 ```
@@ -66,6 +67,11 @@ that it has in flight at once, and an attempt of unknown cost does not count; a 
 all. A cohort has only tasks that have ended and are no forks. Which of them is a hash of the task's id and `--seed`,
 and each fork has an idempotency key that follows from the cohort's words, the options and its origin: an interrupted
 command, given again, waits for the forks that exist and submits the rest.
+
+With `--agents module:object` another team than the running one decides and works: new rules, prompts or agents, tried
+on a recorded task beside the live traffic. It runs in the command's own process, with the models and prices of its
+environment, while the command waits; what is open when it leaves is cancelled. Of a cohort it stays open, and the same
+command goes on with it, unless the module's file has changed since: then it is another team.
 
 Over HTTP: `GET /v1/tasks/{id}/story` (with `?at=`), `GET /v1/tasks/{id}/verify`, `POST /v1/tasks/{id}/fork`.
 """

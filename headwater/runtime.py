@@ -8,7 +8,6 @@ from redis.asyncio.cluster import RedisCluster
 
 from handlers.decider import Decider
 from handlers.embedders import make_embedder
-from handlers.lanes import queue_of
 from handlers.llm import LlmService, RetryPolicy
 from handlers.prices import PriceTable
 from handlers.provider import LitellmProvider, Provider
@@ -26,6 +25,7 @@ from projections.session_store import SessionStore
 from schemas.event import AgentEvent
 from streams.connection import Streams
 from streams.functions import Commit
+from streams.keys import in_lane
 from streams.settling import settle_middleware
 from streams.subscriber import CallSubscriber, LeasedRound, LogSubscriber, TakenCall
 
@@ -125,9 +125,9 @@ def add_runner(
     runner = AgentRunner(
         streams, team.registry, llm, lease_ms=settings.lease_ms, tracer=tracer, recall=recall, rules=rules
     )
-    capacity = {queue_of(agent.agent_id, lane): agent.registration.max_concurrent_tasks for agent in team.registry}
-    capacity[queue_of(SUPERVISOR, lane)] = QUESTIONS_AT_ONCE
-    subscriber = CallSubscriber(broker, streams, worker, lease_ms=settings.lease_ms, capacity=capacity)
+    capacity = {in_lane(agent.agent_id, lane): agent.registration.max_concurrent_tasks for agent in team.registry}
+    capacity[in_lane(SUPERVISOR, lane)] = QUESTIONS_AT_ONCE
+    subscriber = CallSubscriber(broker, streams, worker, lease_ms=settings.lease_ms, capacity=capacity, lane=lane)
 
     @subscriber
     async def run_agent(taken: TakenCall) -> list[AgentEvent]:

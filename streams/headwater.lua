@@ -17,7 +17,8 @@
 --   S:ready:<reader>     zset  tenant -> ms from which it may be leased: its turn, or the end of a running lease
 --   S:ready:agent:<id>   zset  tenant -> turn; the tenants with calls waiting for that agent
 --   S:bell:<reader>      list  holds one token per kind of thing that is ready; idle readers block on it. For workers
---                              the token is the agent that has calls waiting, for log readers it is "1"
+--                              the token is the agent that has calls waiting, for log readers it is "1". The workers
+--                              of a lane have a bell of their own, "worker@<lane>", and agents "<agent>@<lane>"
 --   S:due                zset  tenant -> ms at which its first deferred task is due
 --   S:leases             zset  tenant|call -> ms at which the worker's lease on that call ends
 --   S:turn               counter that orders the tenants in ready:agent:<id>
@@ -40,9 +41,10 @@
 --   A:workers:<agent>    zset  worker -> ms at which its loan of slots ends unless it renews it
 --   A:slots:<agent>      hash  worker -> number of slots, each the right to run that agent once at a time
 
-local VERSION = 9
+local VERSION = 10
 local LOG_READERS = {'decider', 'projector'}
 local MAX_DUE = 32  -- how many tasks are tried again in one batch
+local LANE_BELL_S = 3600
 local RANK = 2 ^ 44  -- a rank's share of a queue score: above it the priority, below it the turn
 
 -- The text of an error that `pcall` caught: redis.call raises a table, Lua a string.
@@ -83,6 +85,16 @@ end
 local function ring(S, reader, token)
   local bell = S .. ':bell:' .. reader
   if not redis.call('LPOS', bell, token) then redis.call('LPUSH', bell, token) end
+end
+
+-- The lane of an agent's queue with its "@", or nil.
+local function lane_of(agent) return string.match(agent, '@.*$') end
+
+-- Rings for the workers that serve an agent. Those of a lane may be gone for good: their bell goes by itself.
+local function ring_workers(S, agent)
+  local lane = lane_of(agent)
+  ring(S, 'worker' .. (lane or ''), agent)
+  if lane then redis.call('EXPIRE', S .. ':bell:worker' .. lane, LANE_BELL_S) end
 end
 
 -- Which of `readers` are to be woken for the tenant, found out before anything is written: a tenant that is ready or
@@ -126,7 +138,7 @@ end
 local function enqueue(S, tenant, call, agent, score, turn)
   redis.call('ZADD', S .. ':' .. tenant .. ':queue:' .. agent, score, call)
   redis.call('ZADD', S .. ':ready:agent:' .. agent, 'NX', turn, tenant)
-  ring(S, 'worker', agent)
+  ring_workers(S, agent)
 end
 
 -- What is deferred of a task: how often its first entry was tried, and the positions. nil: nothing is.
@@ -332,8 +344,8 @@ local function need_commit(S, item)
     need('hash', prefix .. ':state')
     need('hash', prefix .. ':spent')
   end
-  if #(item.calls or {}) > 0 then need_once('list', S .. ':bell:worker') end
   for _, call in ipairs(item.calls or {}) do
+    need_once('list', S .. ':bell:worker' .. (lane_of(call[2]) or ''))
     need('hash', prefix .. ':call:' .. call[1])
     need('zset', prefix .. ':queue:' .. call[2])
     need_once('zset', S .. ':ready:agent:' .. call[2])
@@ -492,7 +504,7 @@ local function take(S, item)
         count = count - 1
       end
     end
-    if want[3] == 1 and redis.call('EXISTS', ready) == 1 then ring(S, 'worker', agent) end
+    if want[3] == 1 and redis.call('EXISTS', ready) == 1 then ring_workers(S, agent) end
   end
   return {taken, damaged}
 end

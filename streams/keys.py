@@ -16,6 +16,14 @@ AGENTS = "hw:{agents}"
 """What the keys begin with that hold, for each agent, how many runs each worker may have at once."""
 
 
+def in_lane(name: str, lane: str | None) -> str:
+    """The name of an agent's queue, or of the workers' bell, where a task is forked to another team.
+
+    No agent id has an "@"; `headwater.lua` knows the lane by it.
+    """
+    return name if lane is None else f"{name}@{lane}"
+
+
 class Keys:
     """Key names for a log of `shards` shards."""
 

@@ -38,6 +38,7 @@ from schemas.event import AgentEvent, encode
 from streams.connection import Streams
 from streams.doorbell import SWEEP_S, Doorbell
 from streams.functions import Commit, Delivery, TenantBatch
+from streams.keys import in_lane
 from streams.retries import damaged_call, parked_calls
 from streams.slots import GIVE_BACK_AFTER_S, Slots
 
@@ -189,16 +190,25 @@ class LogSubscriber(_ReadySubscriber):
 
 
 class CallSubscriber(_ReadySubscriber):
-    """Takes calls for the agents in `limits` (agent → runs at once, in all workers) and runs them concurrently.
+    """Takes calls for the agents in `capacity` (queue → runs at once, in all workers) and runs them concurrently.
+
+    The queues are those of one `lane`, or of none.
 
     Calls are renewed while they run. A run whose lease was lost is cancelled, for it can write nothing more; a run
     whose task has ended is cancelled once, and what it returns then settles the call.
     """
 
     def __init__(
-        self, broker: RedisBroker, streams: Streams, worker: str, *, lease_ms: int, capacity: Mapping[str, int]
+        self,
+        broker: RedisBroker,
+        streams: Streams,
+        worker: str,
+        *,
+        lease_ms: int,
+        capacity: Mapping[str, int],
+        lane: str | None = None,
     ) -> None:
-        super().__init__(broker, streams, "worker", address="hw:<shard>:<tenant>:queue:<agent>")
+        super().__init__(broker, streams, in_lane("worker", lane), address="hw:<shard>:<tenant>:queue:<agent>")
         self.worker = worker
         self.lease_ms = lease_ms
         self.slots = Slots(streams.functions, worker, capacity, lease_ms=lease_ms)

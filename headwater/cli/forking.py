@@ -117,7 +117,10 @@ def fork(
         async with in_lane(options, hw, settings, new_id()) as given:
             forks = [await fork_task(hw, tenant, task, given) for _ in range(repeat)]
             async with cancelling_left_over(hw, tenant, forks, given.lane):
-                await _wait(hw, tenant, forks, timeout, follow=follow and not json_)
+                rest = (
+                    "they go on" if given.lane is None else "they are cancelled, for nobody is left to serve their team"
+                )
+                await _wait(hw, tenant, forks, timeout, rest, follow=follow and not json_)
         await hw.caught_up(tenant)
         recording = LiveRecording(hw.streams, hw.pool)
         sides = [await side(recording, tenant, one) for one in (task, *(accepted.task_id for accepted in forks))]
@@ -152,7 +155,9 @@ def _data(payload: str | None) -> dict[str, Any] | None:
     return value
 
 
-async def _wait(hw: Headwater, tenant: str, forks: list[Accepted], timeout_s: float, *, follow: bool) -> None:
+async def _wait(
+    hw: Headwater, tenant: str, forks: list[Accepted], timeout_s: float, rest: str, *, follow: bool
+) -> None:
     """Wait for the forks' ends, and say meanwhile how far they are and what they cost."""
     ids = [one.task_id for one in forks]
     waiting = [asyncio.create_task(_followed(hw, tenant, forks[0]) if follow else _ended(hw, one)) for one in forks]
@@ -169,7 +174,7 @@ async def _wait(hw: Headwater, tenant: str, forks: list[Accepted], timeout_s: fl
             for one in waiting:
                 one.result()
     except TimeoutError:
-        raise HeadwaterError(f"not all forks ended within {timeout_s:g} s; they go on: {', '.join(ids)}") from None
+        raise HeadwaterError(f"not all forks ended within {timeout_s:g} s; {rest}: {', '.join(ids)}") from None
     finally:
         for one in waiting:
             one.cancel()

@@ -7,11 +7,13 @@ import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 from headwater import AgentRegistration, BaseAgent, HybridRouter, Task, TaskContext, Team
 from headwater.embedded import Endpoints
 from headwater.testing import Harness, running
+from headwater.testing.harness import SIMULATOR_PRICES
 from tests.processes import until
 
 ANSWERS = [{"model": "sim-reasoning", "answer": "At length: yes."}, {"answer": "Yes."}]
@@ -36,23 +38,28 @@ class Clerk(BaseAgent):
         return {"text": (await context.llm.complete(task.text, tier="reasoning")).text, "n": task.data.get("n")}
 
 
-async def start(harness: Harness, *arguments: str) -> Process:
+async def start(harness: Harness, *arguments: str, **more: str) -> Process:
     """The command, connected to the harness's servers."""
-    settings = harness.hw._settings
     env = os.environ | {
-        "REDIS_URL": harness.hw._endpoints.redis_url,
-        "DATABASE_URL": harness.hw._endpoints.database_url,
-        "HEADWATER_SHARDS": str(settings.shards),
+        "REDIS_URL": harness.endpoints.redis_url,
+        "DATABASE_URL": harness.endpoints.database_url,
+        "HEADWATER_SHARDS": str(harness.settings.shards),
+        "HEADWATER_LLM_BASE_URL": f"{harness.provider_url}/v1",
+        "HEADWATER_LLM_API_KEY": "simulator",
+        "HEADWATER_PRICES": str(SIMULATOR_PRICES),
+        "HEADWATER_FAST_MODELS": "openai/sim-fast",
+        "HEADWATER_REASONING_MODELS": "openai/sim-reasoning",
         "COLUMNS": "200",
+        **more,
     }
     return await asyncio.create_subprocess_exec(
         sys.executable, "-m", "headwater", *arguments, stdout=PIPE, stderr=PIPE, env=env
     )
 
 
-async def headwater(harness: Harness, *arguments: str, status: int = 0) -> str:
+async def headwater(harness: Harness, *arguments: str, status: int = 0, **more: str) -> str:
     """What the command prints. It must exit with `status`."""
-    process = await start(harness, *arguments)
+    process = await start(harness, *arguments, **more)
     async with asyncio.timeout(60):
         out, err = await process.communicate()
     assert process.returncode == status, out.decode() + err.decode()
@@ -141,3 +148,57 @@ async def test_an_interrupted_cohort_goes_on_where_it_stopped(endpoints: Endpoin
 
 async def _is(so: bool) -> bool:
     return so
+
+
+OTHER = ("--agents", "tests.e2e.fork_team:team")
+
+
+async def test_another_team_serves_its_forks_while_the_command_waits(endpoints: Endpoints, tmp_path: Path) -> None:
+    async with running(team(Clerk()), endpoints, answers=ANSWERS) as harness:
+        task = (await harness.run_task("May I?", tenant="acme")).outcome.task_id
+        named = ("fork", "-t", "acme", "-k", task, *OTHER)
+        made = json.loads(await headwater(harness, *named, "--repeat", "2", "--json"))
+        for one in made["forks"]:
+            assert (one["status"], one["result"]) == ("completed", {"text": "Yes.", "by": "another team"})
+        fork = made["forks"][0]["task"]
+        found = json.loads(await headwater(harness, "compare", "-t", "acme", task, fork, "--json"))
+        assert found["first_difference"] is None
+        told = await headwater(harness, "replay", "-t", "acme", "-k", fork)
+        assert "was run again by tests.e2e.fork_team:team from its start" in told
+
+        process = await start(harness, *named, FORK_GATE=str(tmp_path / "never"))
+        await until(lambda: _any(harness, "running"), "the fork is being worked on")
+        process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(30):
+            await process.communicate()
+        await until(lambda: _any(harness, "cancelled"), "nobody is left to work on it")
+        short = await headwater(harness, *named, "--timeout", "1", status=1, FORK_GATE=str(tmp_path / "never"))
+        assert "cancelled" in short
+
+
+async def _any(harness: Harness, status: str) -> bool:
+    found = await harness.hw.pool.fetchval(
+        "SELECT count(*) FROM tasks WHERE fork_of IS NOT NULL AND status = $1", status
+    )
+    return bool(found)
+
+
+async def test_an_interrupted_cohort_of_another_team_goes_on(endpoints: Endpoints, tmp_path: Path) -> None:
+    clerk = Clerk()
+    async with running(team(clerk), endpoints, answers=ANSWERS) as harness:
+        for n in range(4):
+            await harness.run_task(f"May I? {n}", tenant="acme", type="refund", data={"n": n})
+        runs = clerk.runs
+        words = ("fork", "-t", "acme", "--cohort", "type=refund", *OTHER, "--json")
+        gate = tmp_path / "open"
+        process = await start(harness, *words, FORK_GATE=str(gate))
+        await until(lambda: _any(harness, "running"), "forks are being worked on")
+        process.kill()
+        await process.communicate()
+        gate.touch()
+        report = json.loads(await headwater(harness, *words, FORK_GATE=str(gate)))
+        assert report["known_before"] >= 1
+        assert (report["tasks"], report["fork"]["completed"], report["different"]) == (4, 4, 4)
+        assert clerk.runs == runs, "the running team had no part in it"
+        forks = await harness.hw.pool.fetchval("SELECT count(*) FROM tasks WHERE fork_of IS NOT NULL")
+        assert forks == 4

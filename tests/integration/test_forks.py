@@ -1,14 +1,17 @@
 """Tasks run again on real servers: what a fork takes over, what it pays, and that its origin is left as it was."""
 
+from contextlib import AbstractAsyncContextManager
 from decimal import Decimal
 from typing import Any
 
 from handlers.supervisor import Rules
 from headwater import AgentRegistration, BaseAgent, HybridRouter, StrictnessConfig, Task, TaskContext, Team
 from headwater.embedded import Endpoints
+from headwater.lane import serving
 from headwater.replay.compare import compare
 from headwater.replay.fork import ForkOptions, fork_task
 from headwater.replay.recording import LiveRecording
+from headwater.replay.story import story_of
 from headwater.replay.verify import verify
 from headwater.testing import Harness, TaskRun, running
 from projections.rebuild import digests, rebuild, rebuildable
@@ -148,3 +151,81 @@ async def test_under_a_key_a_task_is_forked_once(endpoints: Endpoints) -> None:
         assert other.task_id != first.task_id
         for accepted in (first, other):
             assert (await harness.finished(accepted)).outcome.status == "completed"
+
+
+class Rewriter(BaseAgent):
+    """In another team, under an id that the running one has too: what it does shows who worked."""
+
+    registration = AgentRegistration(agent_id="writer", name="Rewriter", description="writes otherwise")
+
+    async def execute(self, task: Task, context: TaskContext) -> Any:
+        return {"rewritten": (await context.llm.complete(task.text, system="Write", tier="reasoning")).text}
+
+
+class Reviewer(BaseAgent):
+    """Known to the other team only."""
+
+    registration = AgentRegistration(agent_id="reviewer", name="Reviewer", description="reviews")
+
+    async def execute(self, task: Task, context: TaskContext) -> Any:
+        long = await context.llm.complete(task.text, system="Look it up")
+        return context.hand_over("writer", payload_type="notes", content={"notes": long.text})
+
+
+OTHER = Team(
+    [Reviewer(), Rewriter()], HybridRouter([lambda task: "reviewer"]), strictness=StrictnessConfig(semantic=False)
+)
+
+
+def beside(harness: Harness, team: Team, lane: str) -> AbstractAsyncContextManager[None]:
+    """Another team, served in a lane."""
+    return serving(lane, team, harness.hw, harness.settings, harness.endpoints)
+
+
+async def test_another_team_runs_a_fork_beside_the_running_one(endpoints: Endpoints) -> None:
+    async with running(TEAM, endpoints, answers=ANSWERS) as harness:
+        origin = await harness.run_task("What do I owe?", tenant="acme", data={"n": 1})
+        waiting = await fork_task(harness.hw, "acme", origin.outcome.task_id, ForkOptions(lane="l1"))
+        meanwhile = await harness.run_task("And I?", tenant="acme")
+        assert meanwhile.outcome.status == "completed", "a lane that nobody serves holds up nobody"
+        async with beside(harness, OTHER, "l1"), beside(harness, TEAM, "l2"):
+            whole = await harness.finished(waiting)
+            (proposed,) = [event for event in origin.events if event.type == "handoff.proposed"]
+            part = await forked(harness, origin, ForkOptions(at=proposed.id, lane="l1"))
+            same = await forked(harness, origin, ForkOptions(lane="l2"))
+            nobody = await fork_task(harness.hw, "acme", origin.outcome.task_id, ForkOptions(lane="l3"))
+            await harness.hw.cancel("acme", nobody.task_id)
+            assert (await harness.finished(nobody)).outcome.status == "cancelled"
+        assert (whole.outcome.status, whole.result) == ("completed", {"rewritten": "Dear customer"})
+        assert whole.outcome.agent_results["reviewer"]["notes"] == LONG
+        assert part.result == {"rewritten": "Dear customer"}
+        assert {body.agent_id for body in part.bodies("llm.attempted")} == {"writer"}
+        assert same.result == origin.result
+        for run in (whole, part, same):
+            assert run.outcome.call_chain[:2] == ("user", "supervisor")
+
+        recording = LiveRecording(harness.hw.streams, harness.hw.pool)
+        found = await compare(recording, "acme", origin.outcome.task_id, same.outcome.task_id)
+        assert found["first_difference"] is None
+        assert len(found["decisions"]) == len([e for e in origin.events if e.body.decision])
+        told = story_of(whole.events)
+        assert told is not None
+        assert [node.event.type for node in told.roots[0].children] == ["task.routed"], "it reads as if decided there"
+        report = await verify(recording, ["acme"], Rules(TEAM, TEAM.strictness))
+        assert (report.tasks, report.diverged, report.skipped) == (6, 0, 0), report.differences
+        again = await forked(harness, whole, ForkOptions())
+        assert again.result == origin.result, "a fork of it is the running team's"
+        await check_money(harness)
+
+
+async def test_a_rule_that_breaks_ends_the_fork_with_the_reason(endpoints: Endpoints) -> None:
+    class Broken(HybridRouter):
+        def match(self, task: Task) -> Any:
+            raise ZeroDivisionError("by zero")
+
+    async with running(TEAM, endpoints, answers=ANSWERS) as harness:
+        origin = await harness.run_task("What do I owe?", tenant="acme")
+        async with beside(harness, Team([Rewriter()], Broken()), "l1"):
+            fork = await forked(harness, origin, ForkOptions(lane="l1"))
+        assert fork.outcome.status == "failed"
+        assert "ZeroDivisionError: by zero" in str(fork.outcome.error)

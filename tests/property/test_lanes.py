@@ -181,6 +181,10 @@ def test_a_lane_decides_as_its_team_alone(steps: list[tuple[int, int]], at: int 
         if not (isinstance(fact.body, SupervisorAnswered) and fact.body.question == "decide"):
             team.feed(fact.body, fact.id)
     assert lane.decisions == team.decisions
+    ordered = [
+        call_id for event in lane.log if event.body.decision if (call_id := getattr(event.body, "call_id", None))
+    ]
+    assert len(set(ordered)) == len(ordered), "each call has an id of its own"
     assert (lane.state is None) == (team.state is None)
     if lane.state is not None and team.state is not None:
         assert lane.state.waiting == ()
