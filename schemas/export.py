@@ -21,7 +21,7 @@ def event_catalogue() -> str:
         "that caused it), `at` and `body` (JSON). A *decision* is written by the supervisor; deciding again over the",
         "log gives the same one. The JSON Schemas are in `events.schema.json`.",
         "",
-        "This page is made from `schemas/bodies.py` by `make docs`.",
+        "This page is made from `schemas/bodies/` by `make docs`.",
     ]
     for name, body in BODIES.items():
         lines += ["", f"## `{name}`", "", _about(body), "", inspect.cleandoc(body.__doc__ or ""), ""]
