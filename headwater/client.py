@@ -6,7 +6,7 @@ from typing import Any
 
 from handlers.embedders import make_embedder
 from headwater.embedded import Endpoints
-from headwater.history import History, TaskArchive
+from headwater.history import History, LogArchive
 from headwater.long_term_memory import LongTermMemory
 from headwater.runtime import make_llm
 from headwater.settings import Settings
@@ -55,7 +55,8 @@ class Headwater:
         except BaseException:
             await self.streams.close()
             raise
-        self.outcomes = Outcomes(self.streams, TaskArchive(self.pool))
+        self.streams.log.archive = LogArchive(self.pool)
+        self.outcomes = Outcomes(self.streams)
         self.history = History(self.streams.log, self.pool)
         self.tail = Tail(self.streams)
         self._tracker = TaskTracker(self.streams, self.pool, self.outcomes, self.history)

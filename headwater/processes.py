@@ -10,6 +10,7 @@ from faststream.redis import RedisBroker
 from handlers.provider import LitellmProvider, Provider
 from headwater.embedded import Endpoints
 from headwater.heartbeat import beating
+from headwater.history import LogArchive
 from headwater.runtime import add_decider, add_projector, add_runner, make_broker, make_llm, make_recall, worker_name
 from headwater.settings import Settings
 from headwater.teams import load_team
@@ -31,8 +32,9 @@ async def run_worker(settings: Settings, endpoints: Endpoints, *, provider: Prov
     """
     team = load_team(settings.agents)
     streams = await open_streams(endpoints.redis_url, shards=settings.shards)
-    # No connection is made before an agent asks for its session or its memories.
+    # No connection is made before an agent asks for its session or its memories, or something was trimmed.
     pool = await connect(endpoints.database_url, min_size=0) if endpoints.database_url else None
+    streams.log.archive = None if pool is None else LogArchive(pool)
     worker = worker_name()
     broker = make_broker(endpoints.redis_url, streams)
     add_decider(broker, streams, team, settings)

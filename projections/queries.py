@@ -116,13 +116,13 @@ async def events(
     return [(f"{row['ms']}-{row['seq']}", {name: row[name] for name in FIELDS}) for row in rows]
 
 
-async def blob(pool: Pool, tenant_id: str, sha256: str) -> bytes | None:
-    """A large content of the tenant, from the archive."""
+async def blobs(pool: Pool, tenant_id: str, hashes: Sequence[str]) -> dict[str, bytes]:
+    """SHA-256 → content, of those of the tenant's large contents that are archived."""
     async with tenant_connection(pool, tenant_id) as conn:
-        data: bytes | None = await conn.fetchval(
-            "SELECT data FROM blobs WHERE tenant = $1 AND sha256 = $2", tenant_id, sha256
+        rows = await conn.fetch(
+            "SELECT sha256, data FROM blobs WHERE tenant = $1 AND sha256 = ANY($2)", tenant_id, hashes
         )
-        return data
+    return {row["sha256"]: row["data"] for row in rows}
 
 
 async def position(pool: Pool, tenant_id: str) -> Position:

@@ -1,8 +1,8 @@
 """Reading one tenant's log: entries by position, events, and the blobs they refer to."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
-from typing import Any
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any, Protocol
 
 from schemas.content import Json, blob_of, resolve
 from schemas.errors import NotFoundError, UnreadableEventError
@@ -34,12 +34,33 @@ def read_event(tenant_id: str, entry: Entry) -> AgentEvent:
     return decode(tenant_id, entry[0], entry_fields(entry[1]))
 
 
+class Archive(Protocol):
+    """Where entries and contents are that have been trimmed from the streams."""
+
+    async def events(self, tenant_id: str, positions: Sequence[str]) -> dict[str, AgentEvent]:
+        """Position → event, of those that are archived."""
+        ...
+
+    async def end_of(self, tenant_id: str, task_id: str) -> AgentEvent | None:
+        """The event that ended a task, if it is archived."""
+        ...
+
+    async def blobs(self, tenant_id: str, hashes: Sequence[str]) -> dict[str, bytes]:
+        """SHA-256 → JSON bytes, of those that are archived."""
+        ...
+
+
 class Log:
-    """Reads the logs; the tenant is named in every call and decides the key."""
+    """Reads the logs; the tenant is named in every call and decides the key.
+
+    With an `archive`, single events and contents are found there that are no longer in Redis.
+    """
 
     def __init__(self, redis: RedisClient, keys: Keys) -> None:
         self.redis = redis
         self.keys = keys
+        self.archive: Archive | None = None
+        """Set by the composition root of a process that has a database."""
 
     async def read(self, tenant_id: str, *, after: str = "0-0", limit: int = 1000) -> list[Entry]:
         """Up to `limit` entries after the position `after`, oldest first."""
@@ -59,19 +80,25 @@ class Log:
         return oldest[0][0] if oldest else None
 
     async def fetch(self, tenant_id: str, positions: Iterable[str]) -> list[AgentEvent]:
-        """The events at exactly these positions. Raises `NotFoundError` if one is not in the stream any more."""
+        """The events at exactly these positions. `NotFoundError`: one is neither in the stream nor archived."""
         wanted = list(positions)
         pipeline = self.redis.pipeline(transaction=False)
         for position in wanted:
             pipeline.xrange(self.keys.log(tenant_id), position, position)
         with redis_errors():
             replies = await pipeline.execute() if wanted else []
-        events = []
-        for position, reply in zip(wanted, replies, strict=True):
-            if not reply:
+        found = {
+            position: read_event(tenant_id, entries_of(reply)[0])
+            for position, reply in zip(wanted, replies, strict=True)
+            if reply
+        }
+        missing = [position for position in wanted if position not in found]
+        if missing and self.archive is not None:
+            found |= await self.archive.events(tenant_id, missing)
+        for position in missing:
+            if position not in found:
                 raise NotFoundError(f"entry {position} of tenant {tenant_id!r} is not in the log any more")
-            events.append(read_event(tenant_id, entries_of(reply)[0]))
-        return events
+        return [found[position] for position in wanted]
 
     async def blobs(self, tenant_id: str, hashes: Iterable[str]) -> dict[str, bytes]:
         """SHA-256 → JSON bytes. Raises `NotFoundError` naming the first blob that is missing."""
@@ -80,11 +107,15 @@ class Log:
         for sha in wanted:
             pipeline.get(self.keys.blob(tenant_id, sha))
         with redis_errors():
-            found = await pipeline.execute() if wanted else []
-        for sha, data in zip(wanted, found, strict=True):
-            if data is None:
+            replies = await pipeline.execute() if wanted else []
+        found = {sha: data for sha, data in zip(wanted, replies, strict=True) if data is not None}
+        missing = [sha for sha in wanted if sha not in found]
+        if missing and self.archive is not None:
+            found |= await self.archive.blobs(tenant_id, missing)
+        for sha in missing:
+            if sha not in found:
                 raise NotFoundError(f"blob {sha} of tenant {tenant_id!r} is missing")
-        return dict(zip(wanted, found, strict=True))
+        return found
 
     async def resolve(self, tenant_id: str, value: Json) -> Json:
         """`value`, or what it refers to."""

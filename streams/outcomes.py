@@ -3,13 +3,11 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Literal, Protocol
+from typing import Literal
 
 import structlog
 
 from schemas.bodies import EventBody, TaskCancelled, TaskCompleted, TaskFailed
-from schemas.content import Json, blob_of, resolve
-from schemas.errors import NotFoundError
 from schemas.event import AgentEvent
 from schemas.ids import new_id
 from schemas.task import Accepted, NewTask, TaskOutcome
@@ -29,27 +27,14 @@ _STATUS: dict[type[EventBody], Literal["completed", "failed", "cancelled"]] = {
 }
 
 
-class Archive(Protocol):
-    """Where entries and contents are that have been trimmed from the streams."""
-
-    async def end_of(self, tenant_id: str, task_id: str) -> AgentEvent | None:
-        """The event that ended a task, if it is archived."""
-        ...
-
-    async def blob(self, tenant_id: str, sha256: str) -> bytes | None:
-        """A content, if it is archived."""
-        ...
-
-
 class Outcomes:
     """Waiters for the ends of tasks, of any tenants. Call `close` at the end.
 
-    With an `archive`, the ends of tasks are found there that are no longer in the stream.
+    Where the log has an archive, the ends of tasks are found there that are no longer in the stream.
     """
 
-    def __init__(self, streams: Streams, archive: Archive | None = None) -> None:
+    def __init__(self, streams: Streams) -> None:
         self._streams = streams
-        self._archive = archive
         self._pubsub = streams.redis.pubsub(ignore_subscribe_messages=True)
         self._waiting: dict[str, list[asyncio.Future[str]]] = {}
         self._subscribed: set[str] = set()
@@ -76,8 +61,9 @@ class Outcomes:
         async with self.expect(accepted.tenant_id, accepted.task_id) as future:
             # Subscribed first, then read: an end between the two is seen by one of them.
             found, after = await self._search(accepted, accepted.position)
-            if found is None and self._archive is not None:
-                found = await self._archive.end_of(accepted.tenant_id, accepted.task_id)
+            archive = self._streams.log.archive
+            if found is None and archive is not None:
+                found = await archive.end_of(accepted.tenant_id, accepted.task_id)
             return await self.outcome(found or await self._await(accepted, future, after))
 
     async def _await(self, accepted: Accepted, future: asyncio.Future[str], after: str) -> AgentEvent:
@@ -112,7 +98,7 @@ class Outcomes:
         body = event.body
         assert isinstance(body, TaskCompleted | TaskFailed | TaskCancelled)
         values = {"": getattr(body, "result", None), **{f".{k}": v for k, v in body.agent_results.items()}}
-        resolved = {k: await self._resolve(event.tenant_id, v) for k, v in values.items()}
+        resolved = {k: await self._streams.log.resolve(event.tenant_id, v) for k, v in values.items()}
         return TaskOutcome(
             tenant_id=event.tenant_id,
             task_id=event.task_id,
@@ -124,16 +110,6 @@ class Outcomes:
             decomposed=body.decomposed,
             agent_results={k[1:]: v for k, v in resolved.items()},
         )
-
-    async def _resolve(self, tenant_id: str, value: Json) -> Json:
-        try:
-            return await self._streams.log.resolve(tenant_id, value)
-        except NotFoundError:
-            sha = blob_of(value)
-            data = await self._archive.blob(tenant_id, sha) if self._archive is not None and sha else None
-            if sha is None or data is None:
-                raise
-            return resolve(value, {sha: data})
 
     async def _search(self, accepted: Accepted, after: str) -> tuple[AgentEvent | None, str]:
         while True:

@@ -13,7 +13,6 @@ from headwater.api.problems import ApiProblem, problems
 from headwater.api.tasks import Key, TaskId
 from headwater.replay.fork import ForkOptions, fork_task
 from headwater.replay.moments import moment, position_of, task_events
-from headwater.replay.recording import LiveRecording
 from headwater.replay.story import story_of
 from headwater.replay.verify import verify as verify_log
 from headwater.settings import Settings
@@ -80,7 +79,7 @@ async def story(
     With `at`: the task's state, its session, what agents had been given, and the ledger, as they stood then.
     """
     await hw.caught_up(caller.tenant_id)
-    recording = LiveRecording(hw.streams, hw.pool)
+    recording = hw.history
     events = await task_events(recording, caller.tenant_id, task_id)
     if at is not None:
         return StoryOut(**await moment(recording, caller.tenant_id, events, position_of(at, events)))
@@ -96,7 +95,7 @@ async def verify(request: Request, caller: Reader, hw: Connection, settings: Con
     No model is asked, and nothing is written. 409: this process has no team.
     """
     rules = _rules(request, settings)
-    recording = LiveRecording(hw.streams, hw.pool)
+    recording = hw.history
     await task_events(recording, caller.tenant_id, task_id)
     report = await verify_log(recording, [caller.tenant_id], rules, task_id=task_id, limit=20)
     return VerifyOut(**report.as_dict())

@@ -22,7 +22,6 @@ from headwater.replay.compare import compare as compare_tasks
 from headwater.replay.compare import side
 from headwater.replay.fork import ForkOptions, fork_task
 from headwater.replay.lanes import cancelling_left_over, in_lane
-from headwater.replay.recording import LiveRecording
 from projections import queries
 from projections.projection import format_position
 from schemas.errors import HeadwaterError, InvalidInputError
@@ -122,7 +121,7 @@ def fork(
                 )
                 await _wait(hw, tenant, forks, timeout, rest, follow=follow and not json_)
         await hw.caught_up(tenant)
-        recording = LiveRecording(hw.streams, hw.pool)
+        recording = hw.history
         sides = [await side(recording, tenant, one) for one in (task, *(accepted.task_id for accepted in forks))]
         if json_:
             print_json({"tenant": tenant, "origin": sides[0].as_dict(), "forks": [one.as_dict() for one in sides[1:]]})
@@ -223,7 +222,7 @@ def compare(
 
     async def work(hw: Headwater) -> dict[str, Any]:
         await hw.caught_up(tenant)
-        return await compare_tasks(LiveRecording(hw.streams, hw.pool), tenant, *tasks)
+        return await compare_tasks(hw.history, tenant, *tasks)
 
     found = connected(read_settings(data=data), work)
     if json_:

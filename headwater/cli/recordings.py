@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from headwater.cli.common import connected, read_settings, run_async
 from headwater.client import Headwater
-from headwater.replay.recording import FileRecording, LiveRecording, Recording
+from headwater.replay.recording import FileRecording, Recording
 from schemas.errors import InvalidInputError
 from schemas.ids import check_tenant_id
 
@@ -36,7 +36,7 @@ def with_recording(file: Path | None, data: Path | None, work: Callable[[Recordi
         return run_async(on_file())
 
     async def on_log(hw: Headwater) -> T:
-        return await work(LiveRecording(hw.streams, hw.pool))
+        return await work(hw.history)
 
     return connected(read_settings(data=data), on_log)
 

@@ -15,7 +15,7 @@ from handlers.state import TaskState, evolve, first_waiting, taken_over
 from headwater.client import Headwater
 from headwater.lane import OtherTeam
 from headwater.replay.moments import task_events
-from headwater.replay.recording import LiveRecording, Recording
+from headwater.replay.recording import Recording
 from projections.archive import blob_hashes
 from schemas.bodies import (
     AgentCompleted,
@@ -227,7 +227,7 @@ async def fork_task(
         InvalidInputError: it cannot be forked there, or the options make no sense.
         IdempotencyConflictError: the key was used for something else.
     """
-    recording = LiveRecording(hw.streams, hw.pool)
+    recording = hw.history
     events = await task_events(recording, tenant_id, task_id)
     fork_id = new_id() if key is None else fork_id_of(tenant_id, key)
     body = forking(events, options, task_id=fork_id, key=key)

@@ -1,7 +1,7 @@
 """How things stood at a moment: the task's folded state, its session, what agents were given, and the ledger."""
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -9,6 +9,7 @@ from typing import Any
 
 from handlers.supervisor import TaskState, evolve
 from headwater.replay.recording import Fields, Recording, resolved
+from projections.history import Spent
 from projections.projection import Position, format_position, parse_position
 from schemas.bodies import ContextCompiled, LlmAttempted, SessionCleared, TaskCompleted, TaskSubmitted
 from schemas.errors import InvalidInputError, NotFoundError, UnreadableEventError
@@ -16,14 +17,21 @@ from schemas.event import AgentEvent, decode
 from schemas.money import plain
 
 LAST_SEQ = 2**63 - 1
+_SAID = frozenset({SessionCleared.type, TaskSubmitted.type, TaskCompleted.type})
+"""What makes a session's messages."""
 _POSITION = re.compile(r"\d{1,19}-\d{1,19}")
 
 
 async def events_of(
-    recording: Recording, tenant_id: str, *, task_id: str | None = None, session_id: str | None = None
+    recording: Recording,
+    tenant_id: str,
+    *,
+    task_id: str | None = None,
+    session_id: str | None = None,
+    types: Collection[str] | None = None,
 ) -> AsyncIterator[AgentEvent]:
     """The readable events of a tenant, a task or a session, in log order."""
-    async for position, fields in recording.entries(tenant_id, task_id=task_id, session_id=session_id):
+    async for position, fields in recording.entries(tenant_id, task_id=task_id, session_id=session_id, types=types):
         event = read(tenant_id, position, fields)
         if event is not None:
             yield event
@@ -85,34 +93,34 @@ def state_at(events: list[AgentEvent], at: Position) -> TaskState | None:
 class Ledger:
     """What a tenant had spent up to a position."""
 
-    total_usd: Decimal = Decimal(0)
-    by_agent: dict[str, Decimal] = field(default_factory=dict)
-    attempts: int = 0
+    by_agent: dict[str, Spent] = field(default_factory=dict)
 
     def add(self, body: LlmAttempted) -> None:
         """Count one attempt."""
-        cost = Decimal(body.cost_usd or 0)
-        self.total_usd += cost
-        self.by_agent[body.agent_id] = self.by_agent.get(body.agent_id, Decimal(0)) + cost
-        self.attempts += 1
+        before = self.by_agent.get(body.agent_id, Spent(0, Decimal(0)))
+        self.by_agent[body.agent_id] = Spent(before.attempts + 1, before.usd + Decimal(body.cost_usd or 0))
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        by_agent = {agent: plain(usd) for agent, usd in sorted(self.by_agent.items())}
-        return {"total_usd": plain(self.total_usd), "attempts": self.attempts, "by_agent": by_agent}
+        return {
+            "total_usd": plain(sum((spent.usd for spent in self.by_agent.values()), Decimal(0))),
+            "attempts": sum(spent.attempts for spent in self.by_agent.values()),
+            "by_agent": {agent: plain(spent.usd) for agent, spent in sorted(self.by_agent.items())},
+        }
 
 
 async def ledger_at(recording: Recording, tenant_id: str, at: Position) -> Ledger:
-    """The tenant's ledger as it stood at a position, from the log itself."""
-    ledger = Ledger()
-    async for position, fields in recording.entries(tenant_id):
+    """The tenant's ledger as it stood at a position: what is known of it already, and then the log."""
+    known, reached = await recording.spent_to(tenant_id, at)
+    ledger = Ledger(known)
+    if reached >= at:
+        return ledger
+    async for position, fields in recording.entries(tenant_id, types={LlmAttempted.type}, after=reached):
         if parse_position(position) > at:
             break
-        # Most entries are no attempts: only those are decoded.
-        if fields.get("type") == LlmAttempted.type:
-            event = read(tenant_id, position, fields)
-            if event is not None and isinstance(event.body, LlmAttempted):
-                ledger.add(event.body)
+        event = read(tenant_id, position, fields)
+        if event is not None and isinstance(event.body, LlmAttempted):
+            ledger.add(event.body)
     return ledger
 
 
@@ -137,7 +145,7 @@ async def moment(recording: Recording, tenant_id: str, events: list[AgentEvent],
 async def messages_at(recording: Recording, tenant_id: str, session_id: str, at: Position) -> list[dict[str, Any]]:
     """A session's messages at a position: what users wrote and what was answered since it was last cleared."""
     messages: list[dict[str, Any]] = []
-    async for event in events_of(recording, tenant_id, session_id=session_id):
+    async for event in events_of(recording, tenant_id, session_id=session_id, types=_SAID):
         if place(event) > at:
             break
         match event.body:

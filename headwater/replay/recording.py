@@ -1,26 +1,25 @@
-"""Where replay reads from: a tenant's archive and stream as one log, or a file that `headwater export` wrote.
+"""Where replay reads from: the running system's log (`headwater.history`), or a file that `headwater export` wrote.
 
-Both give entries in log order, a page at a time, so that a tenant of a million events needs no memory for them.
+Both give entries in log order, a few at a time, so that a tenant of a million events needs no memory for them.
 """
 
 import gzip
-from collections.abc import AsyncIterator, Iterable, Iterator
+import shutil
+import tempfile
+import weakref
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
 import orjson
 
-from headwater.history import History
-from projections import queries
 from projections.archive import blob_hashes
-from projections.db import Pool
-from projections.projection import START, Position, format_position, parse_position
+from projections.history import Spent, Wanted
+from projections.projection import START, Position, parse_position
 from schemas.content import Json, blob_of, resolve
 from schemas.errors import InvalidInputError, NotFoundError
 from schemas.event import FIELDS
-from streams.connection import Streams
 
-PAGE = 1000
 FORMAT = 1
 Fields = dict[str, str]
 """An entry's fields by name, as they are stored."""
@@ -34,13 +33,24 @@ class Recording(Protocol):
         ...
 
     def entries(
-        self, tenant_id: str, *, task_id: str | None = None, session_id: str | None = None, after: Position = START
+        self,
+        tenant_id: str,
+        *,
+        task_id: str | None = None,
+        session_id: str | None = None,
+        types: Collection[str] | None = None,
+        after: Position = START,
     ) -> AsyncIterator[tuple[str, Fields]]:
         """(position, fields) of a tenant's entries in log order."""
         ...
 
     async def blob(self, tenant_id: str, sha256: str) -> bytes:
         """A large content. Raises `NotFoundError`."""
+        ...
+
+    async def spent_to(self, tenant_id: str, upto: Position) -> tuple[dict[str, Spent], Position]:
+        """What is known of the ledger at `upto` without reading the log: (agent → what it had spent, the position that
+        this is known to)."""
         ...
 
 
@@ -50,46 +60,18 @@ async def resolved(recording: Recording, tenant_id: str, value: Json) -> Json:
     return resolve(value, {} if sha is None else {sha: await recording.blob(tenant_id, sha)})
 
 
-class LiveRecording:
-    """The running system's log: the archive, and after it what the stream has and the archive not yet."""
-
-    def __init__(self, streams: Streams, pool: Pool) -> None:
-        self._streams = streams
-        self._pool = pool
-        self._history = History(streams.log, pool)
-
-    async def tenants(self) -> list[str]:
-        """Tenants that the archive knows."""
-        return await queries.tenants(self._pool)
-
-    async def entries(
-        self, tenant_id: str, *, task_id: str | None = None, session_id: str | None = None, after: Position = START
-    ) -> AsyncIterator[tuple[str, Fields]]:
-        """From the archive, then from the stream."""
-        more = True
-        while more:
-            page = await self._history.page(tenant_id, after=after, limit=PAGE, session_id=session_id, task_id=task_id)
-            for entry in page.entries:
-                yield format_position(entry.position), entry.fields
-            after, more = page.last, page.more
-
-    async def blob(self, tenant_id: str, sha256: str) -> bytes:
-        """From the archive, else from Redis."""
-        data = await queries.blob(self._pool, tenant_id, sha256)
-        return data if data is not None else (await self._streams.log.blobs(tenant_id, [sha256]))[sha256]
-
-
 class FileRecording:
     """A file of `headwater export`: one JSON object a line, gzipped if its name ends with `.gz`.
 
     A line is {"tenant", "position", and the entry's fields} or {"tenant", "blob", "data"}; a blob stands before the
-    first entry that refers to it. The blobs are read at the first look at one, and only then.
+    first entry that refers to it. Where the blobs stand is found out at the first look at one, and only then; a gzipped
+    file is unpacked for that, to a temporary one.
     """
 
     def __init__(self, path: Path) -> None:
         """Raises `InvalidInputError` if the file cannot be read or is no export."""
         self._path = path
-        self._blobs: dict[tuple[str, str], bytes] | None = None
+        self._blobs: _Blobs | None = None
         first = next(self._lines(), None)
         if first is None or first.get("headwater") != FORMAT:
             raise InvalidInputError(f"{path} is not a file of 'headwater export' (format {FORMAT})")
@@ -99,27 +81,35 @@ class FileRecording:
         return sorted({line["tenant"] for line in self._lines() if "position" in line})
 
     async def entries(
-        self, tenant_id: str, *, task_id: str | None = None, session_id: str | None = None, after: Position = START
+        self,
+        tenant_id: str,
+        *,
+        task_id: str | None = None,
+        session_id: str | None = None,
+        types: Collection[str] | None = None,
+        after: Position = START,
     ) -> AsyncIterator[tuple[str, Fields]]:
         """In the file's order, which is the log's."""
+        wanted = Wanted(session_id, task_id, types)
         for line in self._lines():
-            if line.get("tenant") != tenant_id or "position" not in line:
+            position = line.get("position")
+            if position is None or line.get("tenant") != tenant_id or not wanted.has(line):
                 continue
-            if task_id not in (None, line["task"]) or session_id not in (None, line["session"]):
-                continue
-            if parse_position(line["position"]) > after:
-                yield line["position"], {name: line[name] for name in FIELDS}
+            if after == START or parse_position(position) > after:
+                yield position, {name: line[name] for name in FIELDS}
 
     async def blob(self, tenant_id: str, sha256: str) -> bytes:
         """From the file."""
         if self._blobs is None:
-            self._blobs = {
-                (line["tenant"], line["blob"]): line["data"].encode() for line in self._lines() if "blob" in line
-            }
-        try:
-            return self._blobs[tenant_id, sha256]
-        except KeyError:
-            raise NotFoundError(f"{self._path}: blob {sha256} of tenant {tenant_id!r} is missing") from None
+            self._blobs = _Blobs(self._path)
+        data = self._blobs.find(tenant_id, sha256)
+        if data is None:
+            raise NotFoundError(f"{self._path}: blob {sha256} of tenant {tenant_id!r} is missing")
+        return data
+
+    async def spent_to(self, tenant_id: str, upto: Position) -> tuple[dict[str, Spent], Position]:
+        """A file has no ledger: all of it is in the log."""
+        return {}, START
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         try:
@@ -134,6 +124,34 @@ class FileRecording:
             raise InvalidInputError(f"{self._path} cannot be read: {error}") from error
         except orjson.JSONDecodeError as error:
             raise InvalidInputError(f"{self._path}: a line is not JSON: {error}") from error
+
+
+class _Blobs:
+    """Where the large contents of a file stand: their places are remembered, and not what they say."""
+
+    def __init__(self, path: Path) -> None:
+        if path.suffix == ".gz":
+            self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed when this goes
+            with gzip.open(path, "rb") as packed:
+                shutil.copyfileobj(packed, self._file)
+            self._file.seek(0)
+        else:
+            self._file = path.open("rb")
+        weakref.finalize(self, self._file.close)
+        self._places: dict[str, dict[str, int]] = {}
+        place = 0
+        for line in self._file:
+            if b'"blob"' in line and "blob" in (value := orjson.loads(line)):
+                self._places.setdefault(value["tenant"], {})[value["blob"]] = place
+            place += len(line)
+
+    def find(self, tenant_id: str, sha256: str) -> bytes | None:
+        """A content's JSON, or None if the file does not have it."""
+        place = self._places.get(tenant_id, {}).get(sha256)
+        if place is None:
+            return None
+        self._file.seek(place)
+        return bytes(orjson.loads(self._file.readline())["data"].encode())
 
 
 async def export(

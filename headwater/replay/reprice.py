@@ -93,9 +93,7 @@ async def reprice(
     lines: dict[tuple[str, str], Line] = {}
     seen = 0
     for tenant_id in tenants:
-        async for position, fields in recording.entries(tenant_id, after=since):
-            if fields.get("type") != LlmAttempted.type:
-                continue
+        async for position, fields in recording.entries(tenant_id, types={LlmAttempted.type}, after=since):
             event = read(tenant_id, position, fields)
             if event is None or not isinstance(event.body, LlmAttempted) or event.body.tokens is None:
                 continue

@@ -115,9 +115,7 @@ async def _tasks(
     running: dict[str, list[AgentEvent]] = {}
     unknown: set[str] = set()
     ended: set[str] = set()
-    async for position, fields in recording.entries(tenant_id, task_id=task_id, after=since):
-        if fields.get("type") not in _READ:
-            continue
+    async for position, fields in recording.entries(tenant_id, task_id=task_id, types=_READ, after=since):
         event = read(tenant_id, position, fields)
         if event is None or event.task_id in ended:
             continue

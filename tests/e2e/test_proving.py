@@ -14,7 +14,7 @@ import pytest
 
 from examples.research_team.agents import team
 from headwater.embedded import Endpoints
-from headwater.replay.recording import LiveRecording, export
+from headwater.replay.recording import export
 from headwater.testing import AnswerRule, RecordedLogError, TaskRun, check_recorded, running
 from tests.e2e.test_replay_cli import ANSWERS, headwater
 
@@ -38,7 +38,7 @@ def recorded(headwater_servers: Endpoints, tmp_path_factory: pytest.TempPathFact
                 await hw.run_task(CUSTOMER, tenant="acme", session="Maria Lopez"),
                 await hw.run_task("Shorten this.", tenant="globex"),
             ]
-            recording = LiveRecording(hw.hw.streams, hw.hw.pool)
+            recording = hw.hw.history
             lines = [line async for line in export(recording, ["acme", "globex"])]
             return b"".join(lines), runs
 

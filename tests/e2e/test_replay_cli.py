@@ -12,7 +12,7 @@ import pytest
 
 from examples.research_team.agents import team
 from headwater.embedded import Endpoints
-from headwater.replay.recording import FileRecording, LiveRecording, export
+from headwater.replay.recording import FileRecording, export
 from headwater.testing import AnswerRule, TaskRun, running
 from projections.projection import parse_position
 
@@ -37,7 +37,7 @@ def recorded(headwater_servers: Endpoints, tmp_path_factory: pytest.TempPathFact
         async with running(team, headwater_servers, answers=ANSWERS) as hw:
             await hw.run_task("Shorten this?", tenant="globex")
             run = await hw.run_task("Please:\n1. look into redis\n2. sum it up", tenant="acme", session="s1")
-            recording = LiveRecording(hw.hw.streams, hw.hw.pool)
+            recording = hw.hw.history
             lines = [line async for line in export(recording, ["acme", "globex"])]
             return b"".join(lines), run
 

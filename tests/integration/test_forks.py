@@ -10,7 +10,6 @@ from headwater.embedded import Endpoints
 from headwater.lane import serving
 from headwater.replay.compare import compare
 from headwater.replay.fork import ForkOptions, fork_task
-from headwater.replay.recording import LiveRecording
 from headwater.replay.story import story_of
 from headwater.replay.verify import verify
 from headwater.testing import Harness, TaskRun, running
@@ -105,7 +104,7 @@ async def test_a_fork_lives_on_from_its_point_and_pays_only_what_comes_after(end
         assert await harness.hw.task("beta", part.outcome.task_id) is None
         assert all(event.task_id != part.outcome.task_id for event in await harness.events("beta"))
 
-        recording = LiveRecording(harness.hw.streams, harness.hw.pool)
+        recording = harness.hw.history
         report = await verify(recording, ["acme", "beta"], Rules(TEAM, TEAM.strictness))
         assert (report.tasks, report.diverged, report.skipped) == (4, 0, 0), report.differences
         found = await compare(recording, "acme", origin.outcome.task_id, part.outcome.task_id)
@@ -204,7 +203,7 @@ async def test_another_team_runs_a_fork_beside_the_running_one(endpoints: Endpoi
         for run in (whole, part, same):
             assert run.outcome.call_chain[:2] == ("user", "supervisor")
 
-        recording = LiveRecording(harness.hw.streams, harness.hw.pool)
+        recording = harness.hw.history
         found = await compare(recording, "acme", origin.outcome.task_id, same.outcome.task_id)
         assert found["first_difference"] is None
         assert len(found["decisions"]) == len([e for e in origin.events if e.body.decision])

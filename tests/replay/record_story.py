@@ -12,7 +12,7 @@ from typing import Any
 
 from headwater.client import Headwater
 from headwater.embedded import EmbeddedServers, Endpoints
-from headwater.replay.recording import LiveRecording, export
+from headwater.replay.recording import export
 from headwater.settings import Settings
 from headwater.simulator import AnswerRule, FaultRule, SimulatorConfig, SimulatorProcess, load_prices
 from schemas.task import NewTask
@@ -75,7 +75,7 @@ async def record(data: Path) -> bytes:
             outcome = await hw.outcomes.wait(accepted)
             assert outcome.status == "completed", outcome
             await hw.caught_up("acme")
-            recording = LiveRecording(hw.streams, hw.pool)
+            recording = hw.history
             return b"".join([line async for line in export(recording, ["acme", "globex"])])
 
 
