@@ -56,9 +56,11 @@ class Journal:
         # Only an agent's run has a beginning worth a fact; a question to a model is short.
         is_agent = self.call.kind == "agent"
         self._started = self.event(started, "started", self.delivery.delivery) if is_agent else None
-        self._flush: asyncio.Task[str] | None = None
+        self._flush: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._aside: list[AgentEvent] = []
+        self._order = asyncio.Lock()
+        """Held while a fact is on its way: two at once take two connections, and the later one may arrive first."""
 
     async def load(self) -> None:
         """Read what earlier deliveries recorded."""
@@ -76,9 +78,14 @@ class Journal:
 
     def _record_started(self) -> None:
         if self._started is not None:
+            self._flush = asyncio.create_task(self._flush_started())
+
+    async def _flush_started(self) -> None:
+        async with self._order:
             blobs: dict[str, bytes] = {}
-            facts = [encode(event, blobs) for event in self.final([])]
-            self._flush = asyncio.create_task(self._write(f"started@{self.delivery.delivery}", facts, blobs))
+            # Asked for only now: a fact that was faster has taken it along.
+            if facts := [encode(event, blobs) for event in self.final([])]:
+                await self._write(f"started@{self.delivery.delivery}", facts, blobs)
 
     async def close(self) -> None:
         """Wait for a fact that is still on its way, and send none any more."""
@@ -176,14 +183,24 @@ class Journal:
         await self.record(f"{body.ordinal}.0@{self.delivery.delivery}", event)
 
     async def record(self, key: str, event: AgentEvent, *, spent_usd: Decimal = NOTHING) -> None:
-        """Record a fact under a step key of this call. Raises `StaleLeaseError` if this worker lost the call."""
+        """Record a fact under a step key of this call, after those that this delivery recorded before.
+
+        Raises `StaleLeaseError` if this worker lost the call.
+        """
         blobs: dict[str, bytes] = {}
-        facts = [encode(event, blobs) for event in self.final([event])]
+        facts: list[Fields] = []
+
+        async def write() -> str:
+            async with self._order:
+                if not facts:
+                    facts.extend([encode(event, blobs) for event in self.final([event])])
+                return await self._write(key, facts, blobs, spent_usd)
+
         try:
-            self.given.append(await self._write(key, facts, blobs, spent_usd))
+            self.given.append(await write())
         except asyncio.CancelledError:
             # It may still be on its way, and must not arrive after the settle. Under one key it is one fact.
-            await self._to_the_end(self._write(key, facts, blobs, spent_usd))
+            await self._to_the_end(write())
             raise
 
     async def _write(self, key: str, facts: list[Fields], blobs: dict[str, bytes], spent_usd: Decimal = NOTHING) -> str:
