@@ -90,7 +90,7 @@ class RemoteHeadwater:
         """Accept a task. Raises `IdempotencyConflictError` when its key was used for another one."""
         body = task.model_dump(exclude_none=True)
         response = await self.request("POST", "/v1/tasks", task.tenant, json=body)
-        return Accepted.model_validate(response.json())
+        return _accepted(response.json())
 
     async def wait(self, accepted: Accepted) -> TaskOutcome:
         """Wait for the outcome of a task; bound it with `asyncio.timeout`."""
@@ -276,7 +276,13 @@ class RemoteDeadLetters:
 
 
 def _letter(value: dict[str, Any]) -> DeadLetter:
-    return DeadLetter(**value | {"parked_at": datetime.fromisoformat(value["parked_at"])})
+    ids = {f"{name}_id": value.pop(name) for name in ("tenant", "event", "session", "task", "call")}
+    return DeadLetter(**value | ids | {"parked_at": datetime.fromisoformat(value["parked_at"])})
+
+
+def _accepted(value: dict[str, Any]) -> Accepted:
+    ids = {f"{name}_id": value[name] for name in ("tenant", "session", "task")}
+    return Accepted(**ids, position=value["position"], duplicate=value["duplicate"])
 
 
 def _part(text: str) -> str:

@@ -63,6 +63,10 @@ class Accepted(BaseModel):
     position: str
     duplicate: bool = False
 
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it, on the command line and over HTTP."""
+        return _named(self.model_dump(mode="json"))
+
 
 class TaskOutcome(BaseModel):
     """How a task ended. `cost_usd` is left out here: the ledger knows it."""
@@ -78,3 +82,12 @@ class TaskOutcome(BaseModel):
     routed_by: str | None = None
     decomposed: bool = False
     agent_results: dict[str, Json] = Field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it, on the command line: a part of what a task is there."""
+        return _named(self.model_dump(mode="json"))
+
+
+def _named(fields: dict[str, Any]) -> dict[str, Any]:
+    """In JSON, what a task belongs to is named as in the log's entries and in task files: tenant, session, task."""
+    return {name.removesuffix("_id"): value for name, value in fields.items()}

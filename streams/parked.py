@@ -41,7 +41,8 @@ class DeadLetter:
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it."""
-        return asdict(self) | {"parked_at": self.parked_at.isoformat().replace("+00:00", "Z")}
+        named = {name.removesuffix("_id"): value for name, value in asdict(self).items()}
+        return named | {"parked_at": self.parked_at.isoformat().replace("+00:00", "Z")}
 
 
 class DeadLetters:

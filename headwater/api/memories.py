@@ -1,6 +1,6 @@
 """What agents remember, over HTTP."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Query
 
@@ -8,6 +8,7 @@ from headwater.api.access import Reader
 from headwater.api.models import MemoriesOut, MemoryOut
 from headwater.api.parts import Connection, router
 from schemas.errors import UnavailableError
+from schemas.memory import MemoryEntry
 
 memories = router("memories")
 
@@ -39,4 +40,8 @@ async def search(
             "long-term memory is not available: this system's PostgreSQL has no pgvector, or HEADWATER_EMBEDDER is none"
         )
     found = await hw.memory.search(caller.tenant_id, q, limit, agent_id=agent)
-    return MemoriesOut(memories=[MemoryOut(**entry.model_dump(mode="json")) for entry in found])
+    return MemoriesOut(memories=[MemoryOut(**_named(entry)) for entry in found])
+
+
+def _named(entry: MemoryEntry) -> dict[str, Any]:
+    return {name.removesuffix("_id"): value for name, value in entry.model_dump(mode="json").items()}

@@ -65,9 +65,9 @@ class AcceptedOut(BaseModel):
         json_schema_extra={
             "examples": [
                 {
-                    "tenant_id": "acme",
-                    "session_id": "ticket-4711",
-                    "task_id": _TASK_ID,
+                    "tenant": "acme",
+                    "session": "ticket-4711",
+                    "task": _TASK_ID,
                     "position": _POSITION,
                     "duplicate": False,
                 }
@@ -75,9 +75,9 @@ class AcceptedOut(BaseModel):
         }
     )
 
-    tenant_id: str
-    session_id: str
-    task_id: str
+    tenant: str
+    session: str
+    task: str
     position: Position = Field(description="Its place in the tenant's log.")
     duplicate: bool = Field(description="True: its idempotency key was known, and nothing new was submitted.")
 
@@ -266,17 +266,17 @@ class DeadLetterOut(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     id: str = Field(examples=[_POSITION])
-    tenant_id: str = Field(examples=["acme"])
+    tenant: str = Field(examples=["acme"])
     parked_at: str = Field(examples=["2026-11-25T02:00:00Z"])
     reader: str = Field(examples=["decider"])
     position: str = Field(examples=[_POSITION], description="Its place in the log; empty for a call.")
     attempts: int = Field(examples=[4])
     error: str = Field(examples=["LookupError: no such customer"])
-    event_id: str
+    event: str = Field(description="The event's id.")
     event_type: str = Field(examples=["task.submitted"])
-    session_id: str = Field(examples=["ticket-4711"])
-    task_id: str = Field(examples=[_TASK_ID])
-    call_id: str | None = None
+    session: str = Field(examples=["ticket-4711"])
+    task: str = Field(examples=[_TASK_ID])
+    call: str | None = Field(default=None, description="The call's id, if it is one.")
     fields: dict[str, str]
 
 
@@ -288,15 +288,15 @@ class DeadLettersOut(BaseModel):
 
 
 class MemoryOut(BaseModel):
-    """A fact that an agent stored. `event_id` is the event that it came from."""
+    """A fact that an agent stored. `event` is the id of the event that it came from."""
 
     model_config = ConfigDict(extra="allow")
 
-    tenant_id: str = Field(examples=["acme"])
-    event_id: str
-    agent_id: str = Field(examples=["researcher"])
-    session_id: str = Field(examples=["ticket-4711"])
-    task_id: str
+    tenant: str = Field(examples=["acme"])
+    event: str
+    agent: str = Field(examples=["researcher"])
+    session: str = Field(examples=["ticket-4711"])
+    task: str = Field(examples=[_TASK_ID])
     text: str = Field(examples=["The customer pays by invoice."])
     metadata: dict[str, Json] = {}
     at: str = Field(examples=["2026-11-25T02:00:00Z"])

@@ -31,6 +31,8 @@ class StoryOut(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     tenant: str
+    session: str
+    task: str
     status: str
 
 
@@ -144,4 +146,4 @@ async def fork(
     response.headers["Location"] = f"/v1/tasks/{accepted.task_id}"
     if accepted.duplicate:
         response.status_code = 200
-    return AcceptedOut(**accepted.model_dump())
+    return AcceptedOut(**accepted.as_dict())

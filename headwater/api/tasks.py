@@ -49,7 +49,7 @@ async def submit(caller: Submitter, hw: Connection, task: TaskIn, response: Resp
     response.headers["Location"] = f"/v1/tasks/{accepted.task_id}"
     if accepted.duplicate:
         response.status_code = 200
-    return AcceptedOut(**accepted.model_dump())
+    return AcceptedOut(**accepted.as_dict())
 
 
 @tasks.get("/tasks/{task_id}", summary="Look at a task, or wait for its end", responses=problems(404))

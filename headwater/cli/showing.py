@@ -15,7 +15,7 @@ SUMMARY_CHARS = 100
 def show_outcome(task: Mapping[str, Any]) -> None:
     """A task with its result, its chain and its cost."""
     status = str(task["status"])
-    out.print(f"[bold {_STATUS.get(status, 'blue')}]{status}[/]  {task.get('task') or task.get('task_id')}")
+    out.print(f"[bold {_STATUS.get(status, 'blue')}]{status}[/]  {task['task']}")
     if task.get("call_chain"):
         out.print(f"  chain    {' → '.join(task['call_chain'])}")
     if task.get("fork_of"):

@@ -118,7 +118,7 @@ async def _submit_one(hw: Gateway, task: NewTask, wait: bool, timeout_s: float, 
     accepted = await hw.submit(task)
     if not wait:
         if json_:
-            print_json(accepted.model_dump())
+            print_json(accepted.as_dict())
         else:
             out.print(accepted.task_id)
             if accepted.duplicate:
@@ -132,7 +132,7 @@ async def _submit_one(hw: Gateway, task: NewTask, wait: bool, timeout_s: float, 
             f"task {accepted.task_id} did not end within {timeout_s:g} s; it goes on: look with "
             f"'headwater task --tenant {task.tenant} {accepted.task_id}'"
         ) from None
-    shown = await hw.task(task.tenant, accepted.task_id) or outcome.model_dump()
+    shown = await hw.task(task.tenant, accepted.task_id) or outcome.as_dict()
     print_json(shown) if json_ else show_outcome(shown)
     return outcome.status == "completed"
 
@@ -155,7 +155,7 @@ async def _submit_file(hw: Gateway, file: Path, wait: bool, timeout_s: float, js
                     result = await hw.submit(_parse(line))
                     accepted.append(result)
                     if json_ and not wait:
-                        print_json(result.model_dump())
+                        print_json(result.as_dict())
                 except HeadwaterError as error:
                     problems.append(f"line {number}: {error}")
                 progress.advance(bar)
@@ -182,7 +182,7 @@ async def _wait_for_all(
         outcome = await hw.wait(result)
         failed += outcome.status != "completed"
         if json_:
-            print_json(outcome.model_dump())
+            print_json(outcome.as_dict())
         progress.advance(bar)
 
     try:

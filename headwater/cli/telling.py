@@ -60,17 +60,15 @@ def _label(node: Node) -> str:
 
 def show_moment(found: Mapping[str, Any]) -> None:
     """The state, the messages, the contexts and the ledger at a position."""
-    out.print(
-        f"[bold]At {found['at']}[/bold] task {found['task_id']} of {escape(found['tenant'])} was {found['status']}"
-    )
-    if found["task"] is not None:
+    out.print(f"[bold]At {found['at']}[/bold] task {found['task']} of {escape(found['tenant'])} was {found['status']}")
+    if found["state"] is not None:
         out.print("[bold]state[/bold]")
-        out.print(escape(as_text(found["task"])), soft_wrap=True)
-    out.print("[bold]session[/bold]")
-    for message in found["session"]:
+        out.print(escape(as_text(found["state"])), soft_wrap=True)
+    out.print(f"[bold]session {escape(found['session'])}[/bold]")
+    for message in found["messages"]:
         out.print(f"  {message['role']:9} {escape(_cut(message['content']))}", soft_wrap=True)
     for context in found["contexts"]:
-        out.print(f"[bold]what {escape(context['agent'])} was given[/bold] (call {context['call_id']})")
+        out.print(f"[bold]what {escape(context['agent'])} was given[/bold] (call {context['call']})")
         out.print(escape(_cut(context["given"])), soft_wrap=True)
     ledger = found["ledger"]
     out.print(
@@ -90,7 +88,7 @@ def show_blame(found: Mapping[str, Any]) -> None:
         out.print("no event carries this value: the agent made it up on the way, outside of its steps and requests")
         return
     attempt = f", attempt {origin['attempt']}" if origin["attempt"] else ""
-    out.print(f"it came from [bold]{origin['type']}[/bold] by {escape(origin['by'])}{attempt} ({origin['event_id']})")
+    out.print(f"it came from [bold]{origin['type']}[/bold] by {escape(origin['by'])}{attempt} ({origin['event']})")
     for hop in found["path"]:
         mark = "→" if hop is not origin else "●"
         where = f"{hop['type']}{hop['where']}"

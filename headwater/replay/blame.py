@@ -47,7 +47,7 @@ async def blame(recording: Recording, events: list[AgentEvent], pointer: str) ->
                 path.append(
                     {
                         "position": event.position,
-                        "event_id": event.id,
+                        "event": event.id,
                         "type": event.type,
                         "by": event.source_agent_id,
                         "attempt": event.body.attempt if isinstance(event.body, LlmAttempted) else None,

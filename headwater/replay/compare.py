@@ -129,7 +129,7 @@ def _decision(event: AgentEvent) -> dict[str, Any]:
         *([why] if (why := getattr(body, "reasoning", "")) else []),
     ]
     return {
-        "event_id": event.id,
+        "event": event.id,
         "type": event.type,
         "agent": getattr(body, "agent_id", None) or getattr(body, "target_agent_id", None),
         "subtask": getattr(body, "subtask", None),

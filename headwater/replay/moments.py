@@ -19,6 +19,8 @@ from schemas.money import plain
 LAST_SEQ = 2**63 - 1
 _SAID = frozenset({SessionCleared.type, TaskSubmitted.type, TaskCompleted.type})
 """What makes a session's messages."""
+_BESIDE = {"tenant_id", "session_id", "task_id"}
+"""What of a state stands beside it."""
 _POSITION = re.compile(r"\d{1,19}-\d{1,19}")
 
 
@@ -125,7 +127,7 @@ async def ledger_at(recording: Recording, tenant_id: str, at: Position) -> Ledge
 
 
 async def moment(recording: Recording, tenant_id: str, events: list[AgentEvent], at: Position) -> dict[str, Any]:
-    """A task and what surrounds it at a position, as JSON: `task`, `status`, `session`, `contexts`, `ledger`."""
+    """A task and what surrounds it at a position, as JSON: `status`, `state`, `messages`, `contexts`, `ledger`."""
     seen = [event for event in events if place(event) <= at]
     state = state_at(events, at)
     ended = next((event for event in seen if event.body.terminal), None)
@@ -133,10 +135,11 @@ async def moment(recording: Recording, tenant_id: str, events: list[AgentEvent],
     return {
         "at": format_position(min(at, place(seen[-1])) if seen else at),
         "tenant": tenant_id,
-        "task_id": events[0].task_id,
+        "session": events[0].session_id,
+        "task": events[0].task_id,
         "status": status,
-        "task": None if state is None else state.model_dump(mode="json", exclude_defaults=True),
-        "session": await messages_at(recording, tenant_id, events[0].session_id, at),
+        "state": None if state is None else state.model_dump(mode="json", exclude_defaults=True, exclude=_BESIDE),
+        "messages": await messages_at(recording, tenant_id, events[0].session_id, at),
         "contexts": await contexts_at(recording, tenant_id, seen),
         "ledger": (await ledger_at(recording, tenant_id, at)).as_dict(),
     }
@@ -170,5 +173,5 @@ async def contexts_at(recording: Recording, tenant_id: str, seen: list[AgentEven
         assert isinstance(body, ContextCompiled | LlmAttempted)
         value = body.context if isinstance(body, ContextCompiled) else body.request
         given = await resolved(recording, tenant_id, value)
-        found.append({"agent": event.source_agent_id, "call_id": call_id, "position": event.position, "given": given})
+        found.append({"agent": event.source_agent_id, "call": call_id, "position": event.position, "given": given})
     return found

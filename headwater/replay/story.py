@@ -52,7 +52,7 @@ class Node:
         """For JSON."""
         event = self.event
         return {
-            "event_id": event.id,
+            "event": event.id,
             "position": event.position,
             "type": event.type,
             "at": event.at.isoformat().replace("+00:00", "Z"),

@@ -45,9 +45,9 @@ class Difference:
         return {
             "tenant": self.tenant_id,
             "task": self.task_id,
-            "event_id": self.event_id,
+            "event": self.event_id,
             "position": self.position,
-            "cause_id": self.cause_id,
+            "cause": self.cause_id,
             "pointer": self.pointer,
             "recorded": self.recorded,
             "now": self.now,

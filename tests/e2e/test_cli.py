@@ -176,7 +176,7 @@ def test_a_file_twice_at_once_gives_each_task_once(desk: Desk, tmp_path: Path) -
     ]
     outputs = [run.communicate(timeout=60)[0].splitlines() for run in runs]
     assert [run.returncode for run in runs] == [0, 0, 0]
-    ids = [{json.loads(line)["task_id"] for line in output} for output in outputs]
+    ids = [{json.loads(line)["task"] for line in output} for output in outputs]
     assert ids[0] == ids[1] == ids[2]
     assert len(ids[0]) == 40
     submitted = [e for e in desk.json("events", "-t", "twice") if e["type"] == "task.submitted"]

@@ -74,7 +74,7 @@ def test_another_rule_is_a_difference_with_its_pointer(recorded: tuple[Path, lis
     found = {d["task"]: d for d in report["differences"]}[runs[1].outcome.task_id]
     assert (found["pointer"], found["recorded"], found["now"]) == ("/call_chain/2", "researcher", "editor")
     routed = next(event for event in runs[1].events if event.type == "task.routed")
-    assert (found["event_id"], found["position"]) == (routed.id, routed.position)
+    assert (found["event"], found["position"]) == (routed.id, routed.position)
     assert report["diverged"] == 2
 
 

@@ -80,7 +80,7 @@ def test_the_story_is_a_tree_whose_branches_add_up(recorded: tuple[Path, TaskRun
     assert story["status"] == run.outcome.status
     assert float(story["total_usd"]) == pytest.approx(float(run.cost_usd))
     everything = list(nodes(story["story"]))
-    assert {node["event_id"] for node in everything} == {event.id for event in run.events}
+    assert {node["event"] for node in everything} == {event.id for event in run.events}
     assert story["waste"]["rejected_handoff"] > "0"
     rejected = next(node for node in everything if node["type"] == "handoff.rejected")
     assert "nothing says so" in rejected["said"]
@@ -103,11 +103,11 @@ def test_a_moment_shows_how_things_stood(recorded: tuple[Path, TaskRun]) -> None
     routed = next(event for event in run.events if event.type == "task.routed")
     found = json.loads(replay(recorded, "--at", routed.id, "--json"))
     assert (found["status"], found["at"]) == ("running", routed.position)
-    assert [call["agent_id"] for call in found["task"]["calls"].values()] == ["researcher"]
-    assert [message["role"] for message in found["session"]] == ["user"]
+    assert [call["agent_id"] for call in found["state"]["calls"].values()] == ["researcher"]
+    assert [message["role"] for message in found["messages"]] == ["user"]
     at_end = json.loads(replay(recorded, "--at", "2100-01-01T00:00:00", "--json"))
     assert at_end["status"] == run.outcome.status
-    assert at_end["task"] is None
+    assert at_end["state"] is None
     assert float(at_end["ledger"]["total_usd"]) == pytest.approx(float(run.cost_usd))
     assert found["ledger"]["attempts"] < at_end["ledger"]["attempts"]
     before = json.loads(replay(recorded, "--at", "1-0", "--json"))

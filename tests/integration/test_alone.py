@@ -67,7 +67,7 @@ async def test_the_api_alone_serves_tasks_and_a_metrics_port_and_stops_cleanly(
                     f"http://127.0.0.1:{port}/v1/tasks", headers=headers, json={"session": "s", "text": tenant}
                 )
                 assert sent.status_code == 202, sent.text
-                task = sent.json()["task_id"]
+                task = sent.json()["task"]
                 url = f"http://127.0.0.1:{port}/v1/tasks/{task}"
                 done = await client.get(url, headers=headers, params={"wait": 20}, timeout=30)
                 assert done.json()["status"] == "completed", done.text

@@ -283,7 +283,7 @@ async def test_the_commands(
         await until_types(streams, second, ["task.submitted", "event.parked"])
         status, out, _ = await command(env, "list", *acme, "--json")
         letters = [json.loads(line) for line in out.splitlines()]
-        assert (status, [letter["task_id"] for letter in letters]) == (0, [first.task_id, second.task_id])
+        assert (status, [letter["task"] for letter in letters]) == (0, [first.task_id, second.task_id])
         shown = json.loads((await command(env, "show", letters[0]["id"], *acme, "--json"))[1])
         assert shown == letters[0]
         rule.mended = True

@@ -66,7 +66,7 @@ async def _serve(endpoints: Endpoints, database_url: str, ready: "asyncio.Queue[
             for tenant, text in (("globex", SECRET), ("acme", "hello")):
                 headers = {"Authorization": f"Bearer {keys[tenant]}"}
                 body = {"session": f"session of {tenant}", "text": text, "data": {text: text}, "idempotency_key": text}
-                task_ids.append((await client.post("/v1/tasks", json=body, headers=headers)).json()["task_id"])
+                task_ids.append((await client.post("/v1/tasks", json=body, headers=headers)).json()["task"])
                 done: dict[str, Any] = {"ended_at": None}
                 while done["ended_at"] is None:
                     done = (await client.get(f"/v1/tasks/{task_ids[-1]}", headers=headers)).json()

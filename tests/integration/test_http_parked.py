@@ -52,7 +52,7 @@ async def test_a_dead_letter_is_seen_and_redriven_once_by_its_own_tenant(
         acme, reader = await key_of(pool, "acme", "admin"), await key_of(pool, "acme", "read", "submit")
         page = (await client.get("/v1/dead-letters", headers=reader)).json()
         [letter] = page["dead_letters"]
-        assert (letter["task_id"], letter["error"]) == (accepted["acme"].task_id, "LookupError: no such customer")
+        assert (letter["task"], letter["error"]) == (accepted["acme"].task_id, "LookupError: no such customer")
         assert page["next"] is None
         where = f"/v1/dead-letters/{letter['id']}"
         assert (await client.get(where, headers=reader)).json() == letter
@@ -114,9 +114,9 @@ async def test_memories_are_searched_within_the_tenant(
             headers = await key_of(pool, tenant, "read")
             found = (await client.get("/v1/memories", params={"q": "How do they pay?"}, headers=headers)).json()
             assert [memory["text"] for memory in found["memories"]] == [text, f"Something else of {tenant}."]
-            assert {memory["tenant_id"] for memory in found["memories"]} == {tenant}
+            assert {memory["tenant"] for memory in found["memories"]} == {tenant}
             one = await client.get("/v1/memories", params={"q": "pay", "agent": "writer", "limit": 1}, headers=headers)
-            assert [memory["agent_id"] for memory in one.json()["memories"]] == ["writer"]
+            assert [memory["agent"] for memory in one.json()["memories"]] == ["writer"]
             for bad in ("", "?q=", "?q=%20", "?q=a%00", "?q=a&limit=51"):
                 assert_problem(await client.get(f"/v1/memories{bad}", headers=headers), 422)
 

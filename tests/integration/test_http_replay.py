@@ -37,7 +37,7 @@ async def test_a_task_is_told_proved_and_run_again(
 ) -> None:
     acme, globex, teamless = clients
     sent = {"session": "s", "text": "hello", "data": {"n": 1}}
-    origin = (await acme.post("/v1/tasks", json=sent)).json()["task_id"]
+    origin = (await acme.post("/v1/tasks", json=sent)).json()["task"]
     await acme.get(f"/v1/tasks/{origin}", params={"wait": 20})
 
     told = (await acme.get(f"/v1/tasks/{origin}/story")).json()
@@ -46,7 +46,7 @@ async def test_a_task_is_told_proved_and_run_again(
     start = told["story"][0]["position"]
     moment = await acme.get(f"/v1/tasks/{origin}/story", params={"at": start})
     assert moment.json()["status"] == "running"
-    assert moment.json()["task"]["text"] == "hello"
+    assert moment.json()["state"]["text"] == "hello"
     assert_problem(await acme.get(f"/v1/tasks/{origin}/story", params={"at": "never"}), 422, "'never' is no position")
 
     proof = (await acme.get(f"/v1/tasks/{origin}/verify")).json()
@@ -56,13 +56,13 @@ async def test_a_task_is_told_proved_and_run_again(
     key = {"Idempotency-Key": "again"}
     made = await acme.post(f"/v1/tasks/{origin}/fork", json={"data": {"n": 2}}, headers=key)
     assert made.status_code == 202, made.text
-    fork = made.json()["task_id"]
+    fork = made.json()["task"]
     assert made.headers["location"] == f"/v1/tasks/{fork}"
     done = (await acme.get(f"/v1/tasks/{fork}", params={"wait": 20})).json()
     assert (done["status"], done["fork_of"]) == ("completed", origin)
     assert done["result"] == {"echo": "hello", "data": {"n": 2}}
     same = await acme.post(f"/v1/tasks/{origin}/fork", json={"data": {"n": 2}}, headers=key)
-    assert (same.status_code, same.json()["task_id"]) == (200, fork)
+    assert (same.status_code, same.json()["task"]) == (200, fork)
     assert_problem(await acme.post(f"/v1/tasks/{origin}/fork", json={"data": {"n": 3}}, headers=key), 409)
 
     for path in ("story", "verify"):
@@ -86,5 +86,5 @@ async def test_a_fork_that_makes_no_sense_is_refused(
     clients: tuple[httpx.AsyncClient, httpx.AsyncClient, httpx.AsyncClient], how: dict[str, object], says: str
 ) -> None:
     acme, _, _ = clients
-    origin = (await acme.post("/v1/tasks", json={"session": "s", "text": "hello"})).json()["task_id"]
+    origin = (await acme.post("/v1/tasks", json={"session": "s", "text": "hello"})).json()["task"]
     assert_problem(await acme.post(f"/v1/tasks/{origin}/fork", json=how), 422, says)

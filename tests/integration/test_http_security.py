@@ -345,7 +345,7 @@ async def test_what_is_odd_but_allowed_comes_back_as_it_went_in(site: Site) -> N
     await project(site.streams, site.pool)
     [seen] = (await site.client.get("/v1/events", headers=headers)).json()["events"]
     assert (seen["session"], seen["body"]["text"]) == (odd["session"], odd["text"])
-    found = await site.client.get(f"/v1/tasks/{accepted.json()['task_id']}", headers=headers)
+    found = await site.client.get(f"/v1/tasks/{accepted.json()['task']}", headers=headers)
     assert found.json()["session"] == odd["session"]
 
 

@@ -45,9 +45,9 @@ async def test_a_task_goes_in_and_its_outcome_comes_out(site: Site) -> None:
     accepted = await site.acme.post("/v1/tasks", json={"session": "s1", "text": "hello", "data": {"n": 1}})
     assert accepted.status_code == 202
     body = accepted.json()
-    assert body["tenant_id"] == "acme"
+    assert body["tenant"] == "acme"
     assert body["duplicate"] is False
-    assert accepted.headers["location"] == f"/v1/tasks/{body['task_id']}"
+    assert accepted.headers["location"] == f"/v1/tasks/{body['task']}"
     assert accepted.headers["cache-control"] == "no-store"
     done = (await site.acme.get(accepted.headers["location"], params={"wait": 20})).json()
     assert done["status"] == "completed"
@@ -58,10 +58,10 @@ async def test_a_task_goes_in_and_its_outcome_comes_out(site: Site) -> None:
     other = await site.globex.get(accepted.headers["location"])
     missing = await site.globex.get("/v1/tasks/" + "0" * 24)
     assert_problem(other, 404, "'globex' has no task")
-    assert other.json()["detail"].replace(body["task_id"], "0" * 24) == missing.json()["detail"]
+    assert other.json()["detail"].replace(body["task"], "0" * 24) == missing.json()["detail"]
     session = (await site.acme.get("/v1/sessions/s1")).json()
     assert [message["role"] for message in session["messages"]] == ["user", "assistant"]
-    assert [task["task"] for task in session["tasks"]] == [body["task_id"]]
+    assert [task["task"] for task in session["tasks"]] == [body["task"]]
     assert_problem(await site.globex.get("/v1/sessions/s1"), 404, "has no session")
 
 
@@ -70,11 +70,11 @@ async def test_the_same_idempotency_key_is_one_task_also_at_once(site: Site) -> 
     key = {"Idempotency-Key": "k1"}
     answers = await asyncio.gather(*(site.acme.post("/v1/tasks", json=task, headers=key) for _ in range(12)))
     assert sorted(answer.status_code for answer in answers) == [200] * 11 + [202]
-    assert len({answer.json()["task_id"] for answer in answers}) == 1
+    assert len({answer.json()["task"] for answer in answers}) == 1
     assert [answer.json()["duplicate"] for answer in answers].count(False) == 1
     # A line of a task file carries the same key in its body.
     line = await site.acme.post("/v1/tasks", json=task | {"idempotency_key": "k1", "tenant": "acme"})
-    assert (line.status_code, line.json()["task_id"]) == (200, answers[0].json()["task_id"])
+    assert (line.status_code, line.json()["task"]) == (200, answers[0].json()["task"])
     conflict = await site.acme.post("/v1/tasks", json=task | {"text": "twice"}, headers=key)
     assert assert_problem(conflict, 409, "use a new key")["type"] == "urn:headwater:problem:idempotency-conflict"
     differing = await site.acme.post("/v1/tasks", json=task | {"idempotency_key": "k2"}, headers=key)
@@ -97,7 +97,7 @@ async def test_the_tenant_comes_from_the_key(site: Site) -> None:
 
 async def test_waiting_ends_with_the_task_and_not_later_than_asked(site: Site) -> None:
     held = (await site.acme.post("/v1/tasks", json={"session": "s1", "text": "t", "type": "held"})).json()
-    where = f"/v1/tasks/{held['task_id']}"
+    where = f"/v1/tasks/{held['task']}"
     still = (await site.acme.get(where, params={"wait": 0.2})).json()
     assert still["status"] in ("submitted", "running")
     waiting = asyncio.create_task(site.acme.get(where, params={"wait": 20}))
@@ -106,7 +106,7 @@ async def test_waiting_ends_with_the_task_and_not_later_than_asked(site: Site) -
         await asyncio.wait({waiting}, timeout=0.05)
     assert waiting.result().json()["status"] == "completed"
     broken = (await site.acme.post("/v1/tasks", json={"session": "s1", "text": "t", "type": "broken"})).json()
-    failed = (await site.acme.get(f"/v1/tasks/{broken['task_id']}", params={"wait": 20})).json()
+    failed = (await site.acme.get(f"/v1/tasks/{broken['task']}", params={"wait": 20})).json()
     assert failed["status"] == "failed"
     assert "this task breaks its agent" in str(failed["errors"])
 
@@ -118,14 +118,14 @@ async def test_a_wait_is_answered_from_the_log_while_no_projector_runs(
     async with served(settings, here) as url, httpx.AsyncClient(base_url=url, timeout=30) as client:
         headers = await key_of(pool, "acme")
         accepted = (await client.post("/v1/tasks", json={"session": "s", "text": "t"}, headers=headers)).json()
-        found = (await client.get(f"/v1/tasks/{accepted['task_id']}", headers=headers)).json()
-        assert (found["status"], found["task"], found["cost_usd"]) == ("submitted", accepted["task_id"], None)
+        found = (await client.get(f"/v1/tasks/{accepted['task']}", headers=headers)).json()
+        assert (found["status"], found["task"], found["cost_usd"]) == ("submitted", accepted["task"], None)
         assert_problem(await client.get("/v1/tasks/none", headers=headers), 404)
 
 
 async def test_a_task_is_cancelled_once_and_only_before_its_end(site: Site) -> None:
     held = (await site.acme.post("/v1/tasks", json={"session": "s1", "text": "t", "type": "held"})).json()
-    where = f"/v1/tasks/{held['task_id']}"
+    where = f"/v1/tasks/{held['task']}"
     assert_problem(await site.globex.post(f"{where}/cancel"), 404)
     asked = await asyncio.gather(*(site.acme.post(f"{where}/cancel", json={"reason": "too late"}) for _ in range(3)))
     assert {answer.status_code for answer in asked} <= {200, 202}
@@ -137,15 +137,15 @@ async def test_a_task_is_cancelled_once_and_only_before_its_end(site: Site) -> N
     assert types.count("task.cancel_requested") == 1
     assert types.count("task.cancelled") == 1
     ended = (await site.acme.post("/v1/tasks", json={"session": "s1", "text": "t"})).json()
-    await site.acme.get(f"/v1/tasks/{ended['task_id']}", params={"wait": 20})
-    late = await site.acme.post(f"/v1/tasks/{ended['task_id']}/cancel")
+    await site.acme.get(f"/v1/tasks/{ended['task']}", params={"wait": 20})
+    late = await site.acme.post(f"/v1/tasks/{ended['task']}/cancel")
     assert assert_problem(late, 409, "completed")["task_status"] == "completed"
 
 
 async def test_a_session_is_cleared_by_its_own_tenant_only(site: Site) -> None:
     for client in (site.acme, site.globex):
         task = (await client.post("/v1/tasks", json={"session": "a/b c", "text": "t"})).json()
-        await client.get(f"/v1/tasks/{task['task_id']}", params={"wait": 20})
+        await client.get(f"/v1/tasks/{task['task']}", params={"wait": 20})
     cleared = await site.acme.delete("/v1/sessions/a/b c", params={"reason": "asked for"})
     assert cleared.status_code == 202
     assert (await site.acme.get("/v1/sessions/a/b c")).json()["messages"] == []

@@ -132,7 +132,7 @@ async def test_the_application_shows_its_requests_and_everything_else(
         httpx.AsyncClient(base_url=url, timeout=30) as local,
     ):
         body: dict[str, Any] = {"session": "s", "text": "hello"}
-        tasks = [(await acme.post("/v1/tasks", json=body)).json()["task_id"] for _ in range(2)]
+        tasks = [(await acme.post("/v1/tasks", json=body)).json()["task"] for _ in range(2)]
         for task in tasks:
             assert (await acme.get(f"/v1/tasks/{task}", params={"wait": 20})).json()["status"] == "completed"
         assert (await local.get("/v1/tasks/nobody")).status_code == 401

@@ -106,7 +106,7 @@ def test_a_branch_costs_what_is_under_it_and_waste_is_marked() -> None:
     story = told()
     assert (story.status, story.total_usd, story.wasted_usd) == ("completed", Decimal("0.023"), Decimal("0.02"))
     assert story.waste() == {"rejected_handoff": Decimal("0.02"), "failed_attempt": Decimal(0)}
-    nodes = {node["event_id"]: node for node in flat(story.as_dict())}
+    nodes = {node["event"]: node for node in flat(story.as_dict())}
     assert [nodes[e]["total_usd"] for e in ("e0", "e1", "e6", "e8")] == ["0.023", "0.023", "0.003", "0.003"]
     assert (nodes["e5"]["outcome"], nodes["e9"]["outcome"]) == ("rejected_handoff", "useful")
     assert nodes["e1"]["attempts"] == 3
@@ -114,7 +114,7 @@ def test_a_branch_costs_what_is_under_it_and_waste_is_marked() -> None:
 
 
 def test_it_reads_like_an_explanation() -> None:
-    said = {node["event_id"]: node["said"] for node in flat(told().as_dict())}
+    said = {node["event"]: node["said"] for node in flat(told().as_dict())}
     assert said["e3"] == "The worker w1 was lost; w2 took over (a, delivery 2)"
     assert "may have been billed" in said["e4"]
     assert said["e7"] == "The handoff to b was REJECTED and went up to the supervisor: the price is invented"
