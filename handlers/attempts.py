@@ -13,7 +13,7 @@ from handlers.journal import Journal
 from handlers.prices import PriceTable
 from handlers.provider import Provider, ProviderAnswer, ProviderVectors
 from handlers.provider_errors import ProviderFailureError
-from schemas.bodies import LlmAttempted
+from schemas.bodies import BudgetExceeded, LlmAttempted
 from schemas.content import Json, canonical_json, content_hash
 from schemas.errors import BudgetExceededError, ConfigurationError, ProviderError
 from schemas.money import plain
@@ -164,14 +164,28 @@ class Attempts:
 
     async def _check_budget(self, request: Request, model: str, budget_usd: Decimal) -> None:
         """What is in flight is not known yet: a task may go over its budget by the requests that it makes at once."""
-        task_id = self.journal.call.task_id
-        if self.service.prices.rates(model, output=request.tier != EMBEDDING) is None:
-            raise BudgetExceededError(
-                f"task {task_id} has a budget, and the price of {model} is not known: set HEADWATER_PRICES"
-            )
+        unpriced = self.service.prices.rates(model, output=request.tier != EMBEDDING) is None
         spent_usd = await self.journal.spent_usd()
-        if spent_usd >= budget_usd:
-            raise BudgetExceededError(f"task {task_id} has spent ${plain(spent_usd)} of ${plain(budget_usd)}")
+        if not unpriced and spent_usd < budget_usd:
+            return
+        call = self.journal.call
+        refusal = BudgetExceeded(
+            call_id=call.call_id,
+            ordinal=request.ordinal,
+            delivery=self.journal.delivery.delivery,
+            agent_id=call.agent_id,
+            tier=request.tier,
+            requested_model=model,
+            reason="unpriced" if unpriced else "spent",
+            budget_usd=plain(budget_usd),
+            spent_usd=plain(spent_usd),
+        )
+        await self.journal.record_refusal(refusal)
+        if unpriced:
+            raise BudgetExceededError(
+                f"task {call.task_id} has a budget, and the price of {model} is not known: set HEADWATER_PRICES"
+            )
+        raise BudgetExceededError(f"task {call.task_id} has spent ${plain(spent_usd)} of ${plain(budget_usd)}")
 
     def models(self, tier: str) -> Sequence[str]:
         """The models of a tier for this call. Raises `ConfigurationError` if there are none."""

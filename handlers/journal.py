@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from schemas.bodies import AgentStarted, EventBody, LlmAttempted, StepRecorded
+from schemas.bodies import AgentStarted, BudgetExceeded, EventBody, LlmAttempted, StepRecorded
 from schemas.content import Json
 from schemas.errors import HeadwaterError, StaleLeaseError
 from schemas.event import AgentEvent, encode
@@ -158,6 +158,15 @@ class Journal:
         """What the call's task has spent, if it has a budget: all attempts on record, of all its calls."""
         return await spent_usd(self._streams, self.call.tenant_id, self.call.task_id)
 
+    async def record_refusal(self, body: BudgetExceeded) -> None:
+        """Record a request that was not sent, once however often its call is delivered. The agent was given nothing.
+
+        Raises `StaleLeaseError` if this worker lost the call.
+        """
+        if not any(isinstance(event.body, BudgetExceeded) for event in self.recorded(body.ordinal)):
+            event = self.event(body, "budget", body.ordinal, body.delivery)
+            await self._record(f"{body.ordinal}.budget@{body.delivery}", event, NOTHING)
+
     async def record_to_the_end(self, body: LlmAttempted) -> None:
         """Record an attempt from a task that is being cancelled, whatever else cancels it meanwhile.
 
@@ -187,6 +196,9 @@ class Journal:
 
         Raises `StaleLeaseError` if this worker lost the call.
         """
+        self.given.append(await self._record(key, event, spent_usd))
+
+    async def _record(self, key: str, event: AgentEvent, spent_usd: Decimal) -> str:
         blobs: dict[str, bytes] = {}
         facts: list[Fields] = []
 
@@ -197,7 +209,7 @@ class Journal:
                 return await self._write(key, facts, blobs, spent_usd)
 
         try:
-            self.given.append(await write())
+            return await write()
         except asyncio.CancelledError:
             # It may still be on its way, and must not arrive after the settle. Under one key it is one fact.
             await self._to_the_end(write())

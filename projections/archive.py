@@ -9,7 +9,7 @@ import asyncpg
 import orjson
 
 from projections.db import Connection
-from projections.projection import Position, Recorded
+from projections.projection import Recorded, Unreadable
 from schemas.content import blob_of
 from schemas.event import FIELDS, AgentEvent, decode_body
 
@@ -29,6 +29,14 @@ class Archive:
         rows = [(entry.event.tenant_id, *entry.position, *_values(entry.fields)) for entry in batch]
         await conn.copy_records_to_table("events", records=rows, columns=_COLUMNS)
 
+    async def apply_unreadable(self, conn: Connection, batch: Sequence[Unreadable]) -> None:
+        """Keep entries that are no events, as they are stored, and why."""
+        await conn.executemany(
+            "INSERT INTO unreadable (tenant, ms, seq, fields, error, reason) VALUES ($1, $2, $3, $4, $5, $6) "
+            "ON CONFLICT DO NOTHING",
+            [(one.tenant_id, *one.position, _printable(one.fields), clean(one.error), one.reason) for one in batch],
+        )
+
 
 def read_event(row: asyncpg.Record) -> AgentEvent:
     """The event in a row of `events`, upcast to today's version."""
@@ -44,16 +52,6 @@ def read_event(row: asyncpg.Record) -> AgentEvent:
         at=datetime.fromisoformat(row["at"]),
         body=decode_body(row["type"], row["v"], row["body"]),
         position=f"{row['ms']}-{row['seq']}",
-    )
-
-
-async def keep_unreadable(
-    conn: Connection, rows: Sequence[tuple[str, Position, Mapping[str, str] | Sequence[str], str]]
-) -> None:
-    """Keep entries that are no events: (tenant, position, fields, why)."""
-    await conn.executemany(
-        "INSERT INTO unreadable (tenant, ms, seq, fields, error) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING",
-        [(tenant, *position, _printable(fields), clean(error)) for tenant, position, fields, error in rows],
     )
 
 

@@ -89,6 +89,41 @@ METRICS = {
             ("model", "tenant_id", "cost_status"),
             "LLM attempts that are not in llm_cost_usd_total: unpriced (no known price) or unknown (no known end).",
         ),
+        MetricName("budgeted_tasks_open", "gauge", ("tenant_id",), "Tasks with a budget that have not ended."),
+        MetricName(
+            "task_budget_limit_usd", "gauge", ("tenant_id",), "What the open tasks with a budget may cost, together."
+        ),
+        MetricName(
+            "task_budget_spent_usd",
+            "gauge",
+            ("tenant_id",),
+            "What the open tasks with a budget cost so far, together; what is in flight is not in it.",
+        ),
+        MetricName(
+            "budgeted_tasks_total",
+            "counter",
+            ("tenant_id", "status", "exceeded"),
+            "Tasks with a budget that ended; exceeded is true if an LLM request of theirs was not sent for it.",
+        ),
+        MetricName(
+            "task_budget_overrun_usd_total",
+            "counter",
+            ("tenant_id",),
+            "By how much ended tasks cost more than their budgets: what was in flight when they were spent.",
+        ),
+        MetricName(
+            "budget_exceeded_total",
+            "counter",
+            ("tenant_id", "reason"),
+            "LLM requests that were not sent for their task's budget: spent, or unpriced (no known price).",
+        ),
+        MetricName(
+            "log_entries_unreadable_total",
+            "counter",
+            ("tenant_id", "reason"),
+            "Entries of the log that make no event: unknown_type, unknown_version, missing_field, no_task, "
+            "malformed_envelope, malformed_body, not_text, not_storable or other.",
+        ),
     )
 }
 
@@ -121,6 +156,36 @@ PROCESS_METRICS = {
             "Age of the oldest fact that the projection has not applied, among the tenants whose turn is next.",
         ),
         MetricName("pending_calls", "gauge", ("state",), "Calls without a result: queued (at least), or running."),
+        MetricName(
+            "log_memory_used_bytes",
+            "gauge",
+            ("node",),
+            "Memory that this node of Redis uses, for the log and all else.",
+        ),
+        MetricName(
+            "log_memory_limit_bytes",
+            "gauge",
+            ("node",),
+            "The most that this node of Redis may use (maxmemory); beyond it nothing is accepted. 0: no limit is set.",
+        ),
+        MetricName(
+            "langfuse_export_pending_events",
+            "gauge",
+            ("state",),
+            "Archived events that Langfuse does not have: waiting (at least), or in_flight. Where an export is set up.",
+        ),
+        MetricName(
+            "langfuse_export_lag_seconds",
+            "gauge",
+            (),
+            "Age of the oldest event that Langfuse is not known to have, among the tenants the furthest behind.",
+        ),
+        MetricName(
+            "langfuse_export_refused_total",
+            "counter",
+            (),
+            "Events that Langfuse refused for good, or that no span could be made of. Counted in PostgreSQL.",
+        ),
         MetricName("process_up", "gauge", ("process",), "1 if this child process of `headwater up` runs, else 0."),
         MetricName(
             "process_restarts_total",

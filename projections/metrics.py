@@ -4,18 +4,20 @@ How they are shown is `projections/exposition.py`.
 """
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 
 import orjson
 
+from projections.budgets import budget_samples
 from projections.db import Connection
 from projections.metric_names import BUCKETS_US
-from projections.projection import Recorded, columns
+from projections.projection import Recorded, Unreadable, columns
 from schemas.bodies import (
     AgentCancelled,
     AgentCompleted,
     AgentFailed,
+    BudgetExceeded,
     ContextCompiled,
     EventBody,
     EventDropped,
@@ -28,6 +30,7 @@ from schemas.bodies import (
     TaskCompleted,
     TaskDecomposed,
     TaskFailed,
+    TaskForked,
     TaskRouted,
 )
 from schemas.money import exact_sum
@@ -36,6 +39,8 @@ Key = tuple[str, str, str]
 """(tenant, sample, label values as JSON). The tenant's own label is left empty: it is the row's tenant."""
 TENANT = ""
 """The tenant's label in a row."""
+Added = tuple[str, tuple[str, ...], Decimal | int]
+"""What a fact adds: (sample, label values in the metric's order, value)."""
 _Task = tuple[str, str]
 
 _UPSERT = """
@@ -65,11 +70,12 @@ class Metrics:
     """Table `metrics`: one row per tenant, sample and label values. A histogram is a row per bucket, and a sum."""
 
     name = "metrics"
-    tables: tuple[str, ...] = ("metrics", "metric_decomposed")
+    tables: tuple[str, ...] = ("metrics", "metric_decomposed", "metric_budgets")
     event_types: frozenset[str] | None = frozenset(
         {
             *_AGENT_ENDS,
             *_TASK_ENDS,
+            BudgetExceeded.type,
             ContextCompiled.type,
             EventDropped.type,
             EventParked.type,
@@ -78,6 +84,7 @@ class Metrics:
             HandoffRejected.type,
             LlmAttempted.type,
             TaskDecomposed.type,
+            TaskForked.type,
             TaskRouted.type,
         }
     )
@@ -85,19 +92,33 @@ class Metrics:
     async def apply(self, conn: Connection, batch: Sequence[Recorded]) -> None:
         """Add up the batch, then write each sample once."""
         decomposed = await _decomposed(conn, batch)
-        sums: dict[Key, Decimal | int] = {}
+        added: list[tuple[str, Added]] = []
         labels: set[tuple[str, str]] = set()
         for entry in batch:
             event = entry.event
             labels.update(_labels(event.body))
-            for sample, values, value in samples(event.body, (event.tenant_id, event.task_id) in decomposed):
-                key = (event.tenant_id, sample, orjson.dumps(values).decode())
-                found = sums.get(key, 0)
-                sums[key] = found + value if isinstance(value, int) else exact_sum((found, value))
-        rows = [(*key, Decimal(value)) for key, value in sorted(sums.items())]
-        await conn.execute(_UPSERT, *columns(rows, 4))
+            is_decomposed = (event.tenant_id, event.task_id) in decomposed
+            added += [(event.tenant_id, sample) for sample in samples(event.body, is_decomposed)]
+        added += await budget_samples(conn, batch)
+        await _add(conn, added)
         await conn.execute(_NEW_TENANTS, sorted({entry.event.tenant_id for entry in batch}))
         await conn.execute(_NEW_LABELS, *columns(sorted(labels), 2))
+
+    async def apply_unreadable(self, conn: Connection, batch: Sequence[Unreadable]) -> None:
+        """Count the entries that make no event."""
+        await _add(conn, [(one.tenant_id, ("log_entries_unreadable_total", (TENANT, one.reason), 1)) for one in batch])
+        await conn.execute(_NEW_TENANTS, sorted({one.tenant_id for one in batch}))
+
+
+async def _add(conn: Connection, added: Iterable[tuple[str, Added]]) -> None:
+    """Add (tenant, sample) to the rows; each row is written once."""
+    sums: dict[Key, Decimal | int] = {}
+    for tenant_id, (sample, values, value) in added:
+        key = (tenant_id, sample, orjson.dumps(values).decode())
+        found = sums.get(key, 0)
+        sums[key] = found + value if isinstance(value, int) else exact_sum((found, value))
+    rows = [(*key, Decimal(value)) for key, value in sorted(sums.items())]
+    await conn.execute(_UPSERT, *columns(rows, 4))
 
 
 async def _decomposed(conn: Connection, batch: Sequence[Recorded]) -> set[_Task]:
@@ -131,8 +152,8 @@ def _labels(body: EventBody) -> Iterator[tuple[str, str]]:
             yield "model", body.requested_model
 
 
-def samples(body: EventBody, decomposed: bool) -> Iterator[tuple[str, tuple[str, ...], Decimal | int]]:
-    """What an event adds: (sample, label values in the metric's order, value)."""
+def samples(body: EventBody, decomposed: bool) -> Iterator[Added]:
+    """What an event adds by itself, whatever its task did before, but for having been decomposed."""
     match body:
         case AgentCompleted() | AgentFailed() | AgentCancelled():
             yield "agent_invocations_total", (body.agent_id, TENANT, _AGENT_ENDS[body.type]), 1
@@ -147,6 +168,8 @@ def samples(body: EventBody, decomposed: bool) -> Iterator[tuple[str, tuple[str,
             yield from _observe("context_compilation_duration_seconds", body.duration_us, TENANT, body.tier)
         case LlmAttempted():
             yield from _attempt(body)
+        case BudgetExceeded():
+            yield "budget_exceeded_total", (TENANT, body.reason), 1
         case EventParked():
             yield "parked_entries", (TENANT,), 1
         case EventRedriven() | EventDropped():
@@ -159,7 +182,7 @@ def _result(body: HandoffAccepted | HandoffRejected) -> str:
     return "unverified" if body.verification == "unverified" else "accepted"
 
 
-def _attempt(body: LlmAttempted) -> Iterator[tuple[str, tuple[str, ...], Decimal | int]]:
+def _attempt(body: LlmAttempted) -> Iterator[Added]:
     model = body.requested_model
     yield "llm_requests_total", (model, TENANT, body.status), 1
     yield from _observe("llm_request_duration_seconds", body.duration_us, model, TENANT)
@@ -172,7 +195,7 @@ def _attempt(body: LlmAttempted) -> Iterator[tuple[str, tuple[str, ...], Decimal
         yield "llm_unpriced_attempts_total", (model, TENANT, body.cost_status), 1
 
 
-def _observe(metric: str, duration_us: int, *labels: str) -> Iterator[tuple[str, tuple[str, ...], int]]:
+def _observe(metric: str, duration_us: int, *labels: str) -> Iterator[Added]:
     index = bisect.bisect_left(BUCKETS_US, duration_us)
     bound = str(BUCKETS_US[index]) if index < len(BUCKETS_US) else "+Inf"
     yield f"{metric}:{bound}", labels, 1

@@ -1,9 +1,10 @@
 """What a projection is: a name, its tables, the event types it reads, and how it applies a batch."""
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from projections.db import Connection
+from schemas.errors import UnreadableReason
 from schemas.event import AgentEvent
 
 Position = tuple[int, int]
@@ -19,6 +20,17 @@ class Recorded(NamedTuple):
     fields: dict[str, str]
 
 
+class Unreadable(NamedTuple):
+    """An entry of a tenant's log that makes no event, and why."""
+
+    tenant_id: str
+    position: Position
+    fields: Sequence[str]
+    """Names and values in turn, as Redis gives them; empty when the projection is rebuilt."""
+    error: str
+    reason: UnreadableReason
+
+
 class Projection(Protocol):
     """A read model of the log. `apply` runs inside the transaction that also moves the projection's position."""
 
@@ -29,6 +41,15 @@ class Projection(Protocol):
 
     async def apply(self, conn: Connection, batch: Sequence[Recorded]) -> None:
         """Write what `batch` means. Events of one tenant come in log order, each exactly once."""
+        ...
+
+
+@runtime_checkable
+class ReadsUnreadable(Protocol):
+    """A projection that reads the entries too that make no event, each exactly once."""
+
+    async def apply_unreadable(self, conn: Connection, batch: Sequence[Unreadable]) -> None:
+        """Write what `batch` means, in the transaction of `Projection.apply`."""
         ...
 
 

@@ -10,7 +10,7 @@ import structlog
 
 from projections.archive import read_event
 from projections.db import Connection, Pool, database_errors
-from projections.projection import Projection, Recorded, Relevant
+from projections.projection import Projection, ReadsUnreadable, Recorded, Relevant, Unreadable
 from projections.runner import APPLY_LOCK, PROJECTIONS
 from schemas.bodies import BODIES
 from schemas.errors import InvalidInputError
@@ -25,6 +25,7 @@ _READ = """
 SELECT tenant, ms, seq, id, type, v, session, task, priority, source, chain, parent, at, body FROM events
 WHERE type = ANY($1) ORDER BY tenant, ms, seq
 """
+_READ_UNREADABLE = "SELECT tenant, ms, seq, error, reason FROM unreadable ORDER BY tenant, ms, seq"
 
 
 def rebuildable() -> list[str]:
@@ -90,12 +91,22 @@ async def _rebuild(pool: Pool, conn: Connection, chosen: Sequence[Projection], p
                     report(projection, len(relevant))
             finally:
                 rows = await following
+        await _apply_unreadable(conn, reader, chosen)
     for projection in chosen:
         await conn.execute("DELETE FROM positions WHERE projection = $1", projection.name)
         await conn.execute(
             "INSERT INTO positions SELECT $1, tenant, ms, seq, events FROM positions WHERE projection = 'archive'",
             projection.name,
         )
+
+
+async def _apply_unreadable(conn: Connection, reader: Connection, chosen: Sequence[Projection]) -> None:
+    concerned = [projection for projection in chosen if isinstance(projection, ReadsUnreadable)]
+    cursor = await reader.cursor(_READ_UNREADABLE)
+    while concerned and (rows := await cursor.fetch(BATCH)):
+        batch = [Unreadable(row["tenant"], (row["ms"], row["seq"]), (), row["error"], row["reason"]) for row in rows]
+        for projection in concerned:
+            await projection.apply_unreadable(conn, batch)
 
 
 def _recorded(row: asyncpg.Record) -> Recorded:

@@ -12,12 +12,22 @@ from dataclasses import replace
 import asyncpg
 import structlog
 
-from projections.archive import Archive, blob_hashes, keep_blobs, keep_unreadable
+from projections.archive import Archive, blob_hashes, keep_blobs
 from projections.db import Connection, Pool, database_errors
 from projections.ledger import Ledger
 from projections.memory import Memories
 from projections.metrics import Metrics
-from projections.projection import START, Position, Projection, Recorded, Relevant, columns, parse_position
+from projections.projection import (
+    START,
+    Position,
+    Projection,
+    ReadsUnreadable,
+    Recorded,
+    Relevant,
+    Unreadable,
+    columns,
+    parse_position,
+)
 from projections.sessions import Sessions
 from schemas.errors import NotFoundError, UnreadableEventError
 from schemas.event import decode, entry_fields
@@ -45,8 +55,6 @@ SELECT projection, tenant, ms, seq FROM positions WHERE tenant = ANY($1) ORDER B
 
 _REFUSED = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError, OverflowError)
 """Errors that a value in an entry can cause."""
-
-Unreadable = tuple[str, Position, list[str], str]
 
 
 class Runner:
@@ -81,7 +89,11 @@ class Runner:
             await self._apply(batches, *_read(batches))
         except _REFUSED as error:
             if len(batches) == 1 and len(batches[0].entries) <= 1:
-                refused = [(b.tenant_id, parse_position(p), flat, str(error)) for b in batches for p, flat in b.entries]
+                refused = [
+                    Unreadable(batch.tenant_id, parse_position(position), flat, str(error), "not_storable")
+                    for batch in batches
+                    for position, flat in batch.entries
+                ]
                 logger.error("entry_refused", tenant=batches[0].tenant_id, position=batches[0].end, error=str(error))
                 await self._apply(batches, [], refused)
                 return
@@ -112,8 +124,10 @@ class Runner:
                         counts = Counter(e.event.tenant_id for e in new.entries)
                     if relevant := new.to(projection):
                         await projection.apply(conn, relevant)
+                    bad = [one for one in unreadable if one.position > applied[one.tenant_id]]
+                    if bad and isinstance(projection, ReadsUnreadable):
+                        await projection.apply_unreadable(conn, bad)
                     moves += [(projection.name, t, *ends[t], counts[t]) for t in tenants if ends[t] > applied[t]]
-                await keep_unreadable(conn, unreadable)
                 await conn.execute(_MOVE, *columns(moves, 5))
 
     async def _blobs(self, entries: Sequence[Recorded]) -> dict[tuple[str, str], bytes]:
@@ -160,7 +174,7 @@ def _read(batches: Sequence[TenantBatch]) -> tuple[list[Recorded], list[Unreadab
                 entries.append(Recorded(decode(batch.tenant_id, text, fields), position, fields))
             except UnreadableEventError as error:
                 logger.error("unreadable_entry", tenant=batch.tenant_id, position=text, error=str(error))
-                unreadable.append((batch.tenant_id, position, flat, str(error)))
+                unreadable.append(Unreadable(batch.tenant_id, position, flat, str(error), error.reason))
     return entries, unreadable
 
 

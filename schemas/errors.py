@@ -1,5 +1,22 @@
 """The one error tree. The type decides the outcome: refuse the request, fail the task, or retry."""
 
+from typing import Literal
+
+UnreadableReason = Literal[
+    "unknown_type",
+    "unknown_version",
+    "missing_field",
+    "no_task",
+    "malformed_envelope",
+    "malformed_body",
+    "not_text",
+    "not_storable",
+    "other",
+]
+"""Why a log entry cannot be read. `missing_field` and `no_task`: it was not written by Headwater; `malformed_envelope`:
+an id, chain, priority or time breaks a rule; `not_text`: not UTF-8, or a NUL character; `not_storable`: PostgreSQL
+refuses one of its values; `other`: archived by a version that did not say why."""
+
 
 class HeadwaterError(Exception):
     """Base of every error that Headwater raises on purpose. Its text says what to do about it."""
@@ -27,7 +44,11 @@ class AccessDeniedError(HeadwaterError):
 
 
 class UnreadableEventError(HeadwaterError):
-    """A log entry cannot be understood: fields are missing, or its type or version is not known here."""
+    """A log entry cannot be understood: `reason` says in a word why, the text names the culprit."""
+
+    def __init__(self, text: str, reason: UnreadableReason = "other") -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 class IdempotencyConflictError(HeadwaterError):

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from schemas.bodies import BODIES, EventBody
 from schemas.content import INLINE_LIMIT_BYTES, offload
-from schemas.errors import InvalidInputError, UnreadableEventError
+from schemas.errors import InvalidInputError, UnreadableEventError, UnreadableReason
 from schemas.ids import check_session_id, check_tenant_id
 from schemas.task import PRIORITY_RANK, Priority
 from schemas.upcast import upcast
@@ -141,14 +141,16 @@ def decode(tenant_id: str, position: str, fields: Mapping[str, str]) -> AgentEve
             position=position,
         )
     except (UnreadableEventError, ValueError, KeyError, TypeError) as error:
-        raise UnreadableEventError(f"entry {position} of tenant {tenant_id!r}: {_short(error)}") from error
+        raise UnreadableEventError(
+            f"entry {position} of tenant {tenant_id!r}: {_short(error)}", _reason(error, fields)
+        ) from error
 
 
 def _check_text(fields: Mapping[str, str]) -> None:
     text = "".join(fields.values())
     text.encode()
     if "\x00" in text:
-        raise UnreadableEventError("a field holds a NUL character")
+        raise UnreadableEventError("a field holds a NUL character", "not_text")
 
 
 def decode_body(event_type: str, version: str, data: str | bytes) -> EventBody:
@@ -156,11 +158,31 @@ def decode_body(event_type: str, version: str, data: str | bytes) -> EventBody:
     known = BODIES.get(event_type)
     if known is not None and version == str(known.version):
         return known.model_validate_json(data)
+    try:
+        number = int(version)
+    except ValueError as error:
+        raise UnreadableEventError(f"field 'v' is {version[:40]!r}, which is no version", "unknown_version") from error
     value: Any = orjson.loads(data)
     if not isinstance(value, dict):
-        raise UnreadableEventError("field 'body' is not a JSON object")
-    newest = upcast(event_type, int(version), value)
+        raise UnreadableEventError("field 'body' is not a JSON object", "malformed_body")
+    newest = upcast(event_type, number, value)
     return BODIES[event_type].model_validate_json(orjson.dumps(newest))
+
+
+def _reason(error: Exception, fields: Mapping[str, str]) -> UnreadableReason:
+    """In a word, what `_short` says."""
+    match error:
+        case UnreadableEventError():
+            return error.reason
+        case UnicodeEncodeError():
+            return "not_text"
+        case KeyError() if error.args[0] in FIELDS and error.args[0] not in fields:
+            return "no_task" if error.args[0] == "task" else "missing_field"
+        case ValidationError() | orjson.JSONDecodeError() | KeyError() | TypeError():
+            return "malformed_body"
+    # The body was read before, so its type is known.
+    no_task = isinstance(error, InvalidInputError) and not fields["task"] and BODIES[fields["type"]].needs_task
+    return "no_task" if no_task else "malformed_envelope"
 
 
 def _short(error: Exception) -> str:

@@ -29,10 +29,13 @@ def upcast(event_type: str, version: int, body: dict[str, Any]) -> dict[str, Any
     """
     known = BODIES.get(event_type)
     if known is None:
-        raise UnreadableEventError(f"event type {event_type!r} is not known here: upgrade Headwater, or fix the entry")
+        raise UnreadableEventError(
+            f"event type {event_type!r} is not known here: upgrade Headwater, or fix the entry", "unknown_type"
+        )
     if not 1 <= version <= known.version:
         raise UnreadableEventError(
-            f"{event_type} has version {version}, but this code knows 1 to {known.version}: upgrade Headwater first"
+            f"{event_type} has version {version}, but this code knows 1 to {known.version}: upgrade Headwater first",
+            "unknown_version",
         )
     for step in range(version, known.version):
         body = UPCASTERS[event_type, step](body)

@@ -1,7 +1,7 @@
 """A tenant's log written by hand: events as they stand in a stream, cut into the batches that a projector would get."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -27,6 +27,10 @@ class Logbook:
         self.events: list[AgentEvent] = []
         self._entries: list[tuple[str, list[str]]] = []
 
+    def __len__(self) -> int:
+        """How many entries there are, events and others."""
+        return len(self._entries)
+
     def add(
         self,
         body: EventBody,
@@ -38,10 +42,9 @@ class Logbook:
         event_id: str | None = None,
     ) -> AgentEvent:
         """Append an event; it is returned with its position."""
-        at = START + timedelta(seconds=len(self.events))
-        position = f"{int(at.timestamp() * 1000)}-0"
+        at, position = self._next()
         event = AgentEvent(
-            id=event_id or derived_id(self.tenant_id, len(self.events)),
+            id=event_id or derived_id(self.tenant_id, len(self)),
             tenant_id=self.tenant_id,
             session_id=session,
             task_id=task,
@@ -57,6 +60,19 @@ class Logbook:
         self.events.append(event)
         return event
 
+    def add_raw(self, fields: Mapping[str, str]) -> None:
+        """Append an entry as somebody else may have written it."""
+        self._entries.append((self._next()[1], [item for pair in fields.items() for item in pair]))
+
+    def fields(self, number: int) -> dict[str, str]:
+        """The fields of entry `number`."""
+        flat = self._entries[number][1]
+        return dict(zip(flat[::2], flat[1::2], strict=True))
+
+    def _next(self) -> tuple[datetime, str]:
+        at = START + timedelta(seconds=len(self))
+        return at, f"{int(at.timestamp() * 1000)}-0"
+
     def attempt(
         self,
         *,
@@ -70,10 +86,10 @@ class Logbook:
         **changes: Any,
     ) -> AgentEvent:
         """Append an LLM attempt that of `spent` tokens, `RATE` each, or what `changes` say."""
-        now = START + timedelta(seconds=len(self.events))
+        now = START + timedelta(seconds=len(self))
         fields: dict[str, Any] = {
             "call_id": call,
-            "ordinal": len(self.events),
+            "ordinal": len(self),
             "attempt": 1,
             "delivery": 1,
             "agent_id": agent,
@@ -102,9 +118,9 @@ class Logbook:
 
 async def apply_in_cuts(runner: Runner, books: Sequence[Logbook], cuts: Sequence[int]) -> None:
     """Apply every log, cut at these events, all tenants' first parts first."""
-    edges = [0, *cuts, max(len(book.events) for book in books)]
+    edges = [0, *cuts, max(len(book) for book in books)]
     for start, end in itertools.pairwise(edges):
-        batches = [book.batch(start, end) for book in books if book.events[start:end]]
+        batches = [book.batch(start, end) for book in books if start < len(book)]
         if batches:
             await runner.apply(batches)
 

@@ -78,6 +78,11 @@ _SUMMARIES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "agent.cancelled": lambda b: f"delivery {b['delivery']}",
     "agent.failed": lambda b: f"{b['error_class']}: {b['error']}",
     "llm.attempted": _attempt,
+    "budget.exceeded": lambda b: (
+        f"{b['requested_model']} not asked: ${b['spent_usd']} of ${b['budget_usd']} are spent"
+        if b["reason"] == "spent"
+        else f"{b['requested_model']} not asked: its price is not known"
+    ),
     "step.recorded": lambda b: f"{b['name']} → {_short(b['result'])}",
     "handoff.proposed": _proposal,
     "handoff.accepted": lambda b: f"{b['payload_type']} to {b['target_agent_id']} ({b['strictness']})",

@@ -10,6 +10,7 @@ from schemas.bodies import (
     AgentCompleted,
     AgentFailed,
     AgentStarted,
+    BudgetExceeded,
     ContextCompiled,
     HandoffAccepted,
     HandoffProposed,
@@ -151,6 +152,12 @@ def _attempted(body: LlmAttempted, event: AgentEvent, _: Sequence[AgentEvent]) -
     return f"{who}{again}: refused ({status}{body.error_class}), nothing billed"
 
 
+def _exceeded(body: BudgetExceeded, event: AgentEvent, _: Sequence[AgentEvent]) -> str:
+    if body.reason == "unpriced":
+        return f"{body.agent_id} was not let ask {body.requested_model}: its price is not known, and there is a budget"
+    return f"{body.agent_id} was not let ask {body.requested_model}: ${body.spent_usd} of ${body.budget_usd} are spent"
+
+
 def _recorded(body: StepRecorded, event: AgentEvent, _: Sequence[AgentEvent]) -> str:
     return f"{body.agent_id} did {body.name} in {_took(body.duration_us)}: {quote(body.result)}"
 
@@ -222,6 +229,7 @@ _TELLERS: dict[type, Callable[[Any, AgentEvent, Sequence[AgentEvent]], str]] = {
     AgentFailed: _failed,
     AgentCancelled: _stopped,
     LlmAttempted: _attempted,
+    BudgetExceeded: _exceeded,
     StepRecorded: _recorded,
     ContextCompiled: _compiled,
     MemoryStored: _stored,

@@ -9,7 +9,15 @@ from schemas.bodies.base import Content, EventBody, Microseconds, Ordinal, Quest
 from schemas.bodies.context import ContextCompiled, MemoryStored, SessionCleared, SessionStateSet
 from schemas.bodies.handoffs import HandoffAccepted, HandoffProposed, HandoffRejected
 from schemas.bodies.parked import EventDropped, EventParked, EventRedriven
-from schemas.bodies.runs import AgentCancelled, AgentCompleted, AgentFailed, AgentStarted, LlmAttempted, StepRecorded
+from schemas.bodies.runs import (
+    AgentCancelled,
+    AgentCompleted,
+    AgentFailed,
+    AgentStarted,
+    BudgetExceeded,
+    LlmAttempted,
+    StepRecorded,
+)
 from schemas.bodies.tasks import (
     AgentError,
     Subtask,
@@ -35,6 +43,7 @@ __all__ = [
     "AgentError",
     "AgentFailed",
     "AgentStarted",
+    "BudgetExceeded",
     "Content",
     "ContextCompiled",
     "EventBody",
@@ -86,6 +95,7 @@ BODIES: dict[str, type[EventBody]] = {
         AgentFailed,
         AgentCancelled,
         LlmAttempted,
+        BudgetExceeded,
         StepRecorded,
         ContextCompiled,
         MemoryStored,

@@ -108,6 +108,25 @@ class LlmAttempted(EventBody):
     """True when an earlier run had recorded another request at this ordinal, so this one ran live."""
 
 
+class BudgetExceeded(EventBody):
+    """An LLM request was not sent for its task's budget: it is spent, or the price of the model is not known.
+
+    It may be spent by more than it has: what is in flight when a request is begun is counted when it has ended.
+    """
+
+    type = "budget.exceeded"
+
+    call_id: str
+    ordinal: Ordinal
+    delivery: Ordinal
+    agent_id: AgentId
+    tier: str
+    requested_model: str
+    reason: Literal["spent", "unpriced"]
+    budget_usd: DecimalText
+    spent_usd: DecimalText
+
+
 class StepRecorded(EventBody):
     """An agent's durable step finished. Run again after a crash, the agent gets this result instead of a second run."""
 

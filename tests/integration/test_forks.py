@@ -1,8 +1,11 @@
 """Tasks run again on real servers: what a fork takes over, what it pays, and that its origin is left as it was."""
 
+import asyncio
 from contextlib import AbstractAsyncContextManager
 from decimal import Decimal
 from typing import Any
+
+import pytest
 
 from handlers.supervisor import Rules
 from headwater import AgentRegistration, BaseAgent, HybridRouter, StrictnessConfig, Task, TaskContext, Team
@@ -13,7 +16,13 @@ from headwater.replay.fork import ForkOptions, fork_task
 from headwater.replay.story import story_of
 from headwater.replay.verify import verify
 from headwater.testing import Harness, TaskRun, running
+from projections.exposition import tenant_snapshot
+from projections.metric_names import METRICS
 from projections.rebuild import digests, rebuild, rebuildable
+from schemas.errors import BudgetExceededError
+from schemas.money import plain
+from streams.budgets import spent_usd
+from tests.metric_logs import exposed, value
 from tests.processes import until
 
 LONG = "The figures, at length. " * 200
@@ -124,14 +133,83 @@ async def test_a_budget_ends_a_fork_and_is_forgotten_with_it(endpoints: Endpoint
         assert "BudgetExceededError" in str(stopped.outcome.error)
         assert "has spent $" in str(stopped.outcome.error)
         assert stopped.cost_usd == first, "what was spent before the limit, and nothing after it"
+        (refused,) = stopped.bodies("budget.exceeded")
+        assert (refused.agent_id, refused.requested_model, refused.reason) == (
+            "writer",
+            "openai/sim-reasoning",
+            "spent",
+        )
+        assert Decimal(refused.spent_usd) == Decimal(refused.budget_usd) == first
 
         enough = await forked(harness, origin, ForkOptions(budget_usd=format(origin.cost_usd, "f")))
         assert enough.outcome.status == "completed"
         priceless = await forked(harness, origin, ForkOptions(budget_usd="1", models={"fast": ("openai/unheard-of",)}))
         assert "price of openai/unheard-of is not known" in str(priceless.outcome.error)
         assert priceless.bodies("llm.attempted") == []
+        assert [body.reason for body in priceless.bodies("budget.exceeded")] == ["unpriced"]
+        story = story_of(priceless.events)
+        assert story is not None
+        assert "was not let ask openai/unheard-of: its price is not known" in str(story.as_dict())
         redis, keys = harness.hw.streams.redis, harness.hw.streams.keys
         await until(lambda: _none_kept(redis, keys.spent("acme")), "nothing is kept of ended tasks")
+        await check_money(harness)
+
+
+class Patient(BaseAgent):
+    """Asks a model twice, and waits in between; asks again when it is refused, as if it had not heard."""
+
+    registration = AgentRegistration(agent_id="patient", name="Patient", description="waits")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def execute(self, task: Task, context: TaskContext) -> Any:
+        await context.llm.complete(task.text)
+        self.asked.set()
+        await self.go_on.wait()
+        refused = 0
+        for _ in range(2):
+            try:
+                await context.llm.complete(task.text)
+            except BudgetExceededError:
+                refused += 1
+        return {"refused": refused}
+
+
+async def test_the_metrics_of_budgets_are_what_the_workers_hold(endpoints: Endpoints) -> None:
+    agent = Patient()
+    team = Team([agent], HybridRouter([lambda task: "patient"]), strictness=StrictnessConfig(semantic=False))
+    async with running(team, endpoints) as harness:
+        hw = harness.hw
+        agent.go_on.set()
+        origin = await harness.run_task("What do I owe?", tenant="acme")
+        other = await harness.run_task("And I?", tenant="beta")
+        await forked(harness, other, ForkOptions(budget_usd="1"))
+        agent.go_on.clear()
+        agent.asked.clear()
+        limit = origin.cost_usd / 5
+        accepted = await fork_task(hw, "acme", origin.outcome.task_id, ForkOptions(budget_usd=plain(limit)))
+        await agent.asked.wait()
+        assert await hw.caught_up("acme", timeout_s=20)
+
+        async def shown(tenant: str) -> dict[str, float]:
+            series = exposed(await tenant_snapshot(hw.pool, tenant))
+            return {name: value(series, name) for name in METRICS if "budget" in name}
+
+        held = await spent_usd(hw.streams, "acme", accepted.task_id)
+        assert held == origin.cost_usd / 3
+        nothing = {name: 0.0 for name in METRICS if "budget" in name}
+        others = nothing | {"budgeted_tasks_total": 1}
+        now = {"budgeted_tasks_open": 1, "task_budget_limit_usd": float(limit), "task_budget_spent_usd": float(held)}
+        assert await shown("acme") == nothing | now
+        assert await shown("beta") == others
+        agent.go_on.set()
+        run = await harness.finished(accepted)
+        assert run.result == {"refused": 2}, "an agent may go on without the model"
+        over = {"task_budget_overrun_usd_total": float(held - limit), "budget_exceeded_total": 2}
+        assert await shown("acme") == pytest.approx(nothing | over | {"budgeted_tasks_total": 1})
+        assert await shown("beta") == others
         await check_money(harness)
 
 

@@ -1,41 +1,19 @@
 """The projected metrics on a real PostgreSQL: every name and label, exact, continued, bounded, one tenant's or all."""
 
 import random
-from collections.abc import Iterable
 from decimal import Decimal
-from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.parser import text_string_to_metric_families
 
 from projections.db import Pool, connect
-from projections.exposition import MetricsCollector, Sample, snapshot, tenant_snapshot
+from projections.exposition import snapshot, tenant_snapshot
 from projections.metric_names import METRICS
 from projections.rebuild import rebuild
 from projections.runner import Runner
-from schemas.bodies import (
-    AgentCancelled,
-    AgentCompleted,
-    AgentFailed,
-    ContextCompiled,
-    EventDropped,
-    EventParked,
-    EventRedriven,
-    HandoffAccepted,
-    HandoffRejected,
-    Subtask,
-    TaskCancelled,
-    TaskCompleted,
-    TaskDecomposed,
-    TaskFailed,
-    TaskRouted,
-)
-from schemas.money import TokenCounts
+from schemas.bodies import HandoffRejected
 from streams.connection import Streams
 from tests.logbook import RATE, Logbook, apply_in_cuts, digest_of, forget
-
-Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+from tests.metric_logs import HANDOFF, exposed, log_of_everything, log_of_the_rest, value
 
 
 @pytest.fixture
@@ -43,80 +21,9 @@ def runner(pool: Pool, streams: Streams) -> Runner:
     return Runner(pool, streams.log)
 
 
-def exposed(samples: Iterable[Sample]) -> Series:
-    """What Prometheus reads: (name, labels) → value."""
-    registry = CollectorRegistry()
-    registry.register(MetricsCollector(samples))
-    families = text_string_to_metric_families(generate_latest(registry).decode())
-    return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
-
-
-def value(series: Series, name: str, **labels: str) -> float:
-    """The sum over all series of that name with these labels among theirs."""
-    return sum(v for (n, have), v in series.items() if n == name and set(labels.items()) <= set(have))
-
-
-HANDOFF: dict[str, Any] = {"target_agent_id": "checker", "payload_type": "research_result", "strictness": "strict"}
-
-
-def log_of_everything(tenant: str) -> Logbook:
-    """A log from which every metric gets a sample."""
-    book = Logbook(tenant)
-    who: dict[str, Any] = {"agent_id": "writer", "delivery": 1, "duration_us": 2_000_000}
-
-    def end(task: str, body: TaskCompleted | TaskFailed | TaskCancelled, *, decomposed: bool) -> None:
-        if decomposed:
-            book.add(TaskDecomposed(subtasks=(Subtask(description="one"),)), task=task)
-        book.add(body, task=task)
-
-    book.add(AgentCompleted(call_id="c-1", result=1, **who), task="t-1", source="writer")
-    book.add(AgentCompleted(call_id="c-2", result=1, **(who | {"duration_us": 1000})), task="t-1", source="writer")
-    book.add(AgentFailed(call_id="c-3", error_class="E", error="no", **who), task="t-2", source="writer")
-    book.add(AgentCancelled(call_id="c-4", **(who | {"duration_us": 10**9})), task="t-3", source="writer")
-    accepted = HandoffAccepted(source_agent_id="writer", checks=(), call_id="c", **HANDOFF)
-    book.add(accepted, task="t-1")
-    book.add(accepted.model_copy(update={"verification": "unverified"}), task="t-1")
-    rejected = HandoffRejected(source_agent_id="writer", reasons=("no",), returned_to="sender", **HANDOFF)
-    book.add(rejected, task="t-1")
-    book.add(rejected.model_copy(update={"verification": "unverified"}), task="t-1")
-    done = TaskCompleted(result=1, routed_by="rules", agent_results={})
-    end("t-1", done, decomposed=False)
-    end("t-5", done.model_copy(update={"decomposed": True}), decomposed=True)
-    end("t-2", TaskFailed(reason="no"), decomposed=False)
-    end("t-6", TaskFailed(reason="no"), decomposed=True)
-    end("t-3", TaskCancelled(), decomposed=True)
-    compiled = ContextCompiled(
-        call_id="c-1",
-        ordinal=0,
-        delivery=1,
-        agent_id="writer",
-        tier="reasoning",
-        budget_tokens=32_000,
-        token_usage={"total": 10},
-        token_counter="bytes",
-        dropped={},
-        context={},
-        request_hash="0",
-        duration_us=250_000,
-    )
-    book.add(compiled, task="t-1", source="writer")
-    book.attempt(task="t-1", call="c-1", tokens=TokenCounts(input_uncached=60, cache_read=30, output_reasoning=10))
-    book.attempt(task="t-1", call="c-1", status="error", tokens=None, cost_usd="0", cost_status="not_billed")
-    book.attempt(task="t-1", call="c-1", cost_usd=None, cost_status="unpriced")
-    book.attempt(task="t-1", call="c-1", status="cancelled", cost_usd=None, cost_status="unknown", tokens=None)
-    book.attempt(task="t-1", call="c-1", status="unknown", cost_usd=None, cost_status="unknown", tokens=None)
-    routed = TaskRouted(agent_id="checker", call_id="c", routed_by="rules", confidence=1, reasoning="")
-    book.add(routed, task="t-1")
-    origin: dict[str, Any] = {"reader": "decider", "position": "1-0", "event_id": "e", "event_type": "task.submitted"}
-    for _ in range(4):
-        book.add(EventParked(attempts=4, error="no", **origin), task="t-7")
-    book.add(EventRedriven(parked_id="1-0", **origin), task="t-7")
-    book.add(EventDropped(parked_id="2-0", error="no", **origin), task="t-7")
-    return book
-
-
 async def test_every_name_has_its_labels_and_values(pool: Pool, runner: Runner) -> None:
-    await apply_in_cuts(runner, [log_of_everything("acme"), log_of_everything("other")], [])
+    books = [log_of_everything("acme"), log_of_everything("other"), log_of_the_rest("third")]
+    await apply_in_cuts(runner, books, [])
     series = exposed(await snapshot(pool, tenant_labels=100))
     names = {name for name, _ in series}
     for metric in METRICS.values():
@@ -135,7 +42,7 @@ async def test_every_name_has_its_labels_and_values(pool: Pool, runner: Runner) 
         r: value(series, "handoff_validations_total", source_agent="writer", target_agent="checker", result=r)
         for r in ("accepted", "unverified", "rejected")
     }
-    assert judged == {"accepted": 2, "unverified": 2, "rejected": 4}, "both tenants', which are no label here"
+    assert judged == {"accepted": 2, "unverified": 2, "rejected": 4}, "of all tenants, which are no label here"
     ended = {
         (status, split): acme("supervisor_tasks_total", status=status, decomposed=split)
         for status in ("completed", "failed", "cancelled")
@@ -176,8 +83,8 @@ async def test_histograms_are_cumulative_and_end_in_the_count(pool: Pool, runner
 async def test_cuts_repeats_rebuilds_and_restarts_change_nothing(
     pool: Pool, runner: Runner, database_url: str, streams: Streams
 ) -> None:
-    books = [log_of_everything("acme"), log_of_everything("other")]
-    length = len(books[0].events)
+    books = [log_of_everything("acme"), log_of_everything("other"), log_of_the_rest("third")]
+    length = max(map(len, books))
     chance = random.Random(7)
     found = set()
     for cuts in ([], list(range(1, length)), sorted(chance.sample(range(1, length), 5))):
@@ -196,8 +103,9 @@ async def test_cuts_repeats_rebuilds_and_restarts_change_nothing(
     # Another process goes on where this one stood.
     for book in books:
         book.attempt(task="t-9", call="c-9")
+        book.add_raw({"data": "somebody else's"})
     again = await connect(database_url)
-    await Runner(again, streams.log).apply([book.batch(length) for book in books])
+    await Runner(again, streams.log).apply([book.batch(len(book) - 2) for book in books])
     after = exposed(await snapshot(again, tenant_labels=100))
     await again.close()
     grown = {key for key in after if after[key] != shown.get(key)}
@@ -207,16 +115,16 @@ async def test_cuts_repeats_rebuilds_and_restarts_change_nothing(
 
 
 async def test_only_so_many_tenants_have_labels_and_nothing_is_lost(pool: Pool, runner: Runner) -> None:
-    books = [log_of_everything(f"tenant-{n}") for n in range(6)]
-    for book in books:
-        await apply_in_cuts(runner, [book], [])
+    for n in range(6):
+        await apply_in_cuts(runner, [log_of_everything(f"tenant-{n}")], [])
+        await apply_in_cuts(runner, [log_of_the_rest(f"tenant-{n}-too")], [])
     everything = exposed(await snapshot(pool, tenant_labels=100))
     bounded = exposed(await snapshot(pool, tenant_labels=2))
     tenants = {dict(labels).get("tenant_id") for _, labels in bounded} - {None}
-    assert tenants == {"tenant-0", "tenant-1", "_other"}, "the first that ever appeared keep their labels"
+    assert tenants == {"tenant-0", "tenant-0-too", "_other"}, "the first that ever appeared keep their labels"
     for name in {name for name, _ in everything}:
         assert value(bounded, name) == pytest.approx(value(everything, name)), name
-    assert value(bounded, "llm_requests_total", tenant_id="_other") == 4 * 5
+    assert value(bounded, "budgeted_tasks_open", tenant_id="_other") == 5
     await rebuild(pool, ["metrics"])
     assert exposed(await snapshot(pool, tenant_labels=2)) == bounded
 
@@ -244,7 +152,8 @@ async def test_agents_and_models_are_bounded_and_a_made_up_target_has_no_label(
 
 
 async def test_a_tenants_metrics_show_nobody_else(pool: Pool, runner: Runner) -> None:
-    await apply_in_cuts(runner, [log_of_everything("acme"), log_of_everything("other")], [])
+    books = [log_of_everything("acme"), log_of_everything("other"), log_of_the_rest("third")]
+    await apply_in_cuts(runner, books, [])
     series = exposed(await tenant_snapshot(pool, "acme"))
     assert {dict(labels)["tenant_id"] for _, labels in series if "tenant_id" in dict(labels)} == {"acme"}
     assert value(series, "handoff_validations_total") == 4, "those of the other tenant are not in it"

@@ -133,42 +133,55 @@ def test_a_broken_rule_of_the_envelope_is_refused(wrong: dict[str, Any], said: s
 def test_a_missing_field_is_named(field: str) -> None:
     fields = stored(event())
     del fields[field]
-    with pytest.raises(UnreadableEventError, match=rf"entry 1-1 of tenant 'acme': field '{field}' is missing"):
+    with pytest.raises(
+        UnreadableEventError, match=rf"entry 1-1 of tenant 'acme': field '{field}' is missing"
+    ) as caught:
         decode("acme", "1-1", fields)
+    assert caught.value.reason == ("no_task" if field == "task" else "missing_field")
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "reason", "said"),
     [
-        ({"type": "task.imagined"}, "'task.imagined' is not known here: upgrade"),
-        ({"v": "2"}, "task.failed has version 2, but this code knows 1 to 1: upgrade"),
-        ({"v": "0"}, "version 0"),
-        ({"v": "-1"}, "version -1"),
-        ({"v": "one"}, "'one'"),
-        ({"v": ""}, "''"),
-        ({"body": "{"}, "task.failed|TaskFailed|JSON"),
-        ({"body": ""}, "JSON|EOF"),
-        ({"body": "[]"}, "object"),
-        ({"body": "null"}, "object"),
-        ({"body": "{}"}, "reason"),
-        ({"body": '{"reason": 7}'}, "reason"),
-        ({"body": '{"reason": "no", "colour": "red"}'}, "colour"),
-        ({"at": "yesterday"}, "yesterday"),
-        ({"at": "2026-11-25T12:00:00"}, "time zone"),
-        ({"chain": ""}, "call chain"),
-        ({"chain": "supervisor>writer"}, "'user' is not in the call chain"),
-        ({"source": "writer"}, "'writer'"),
-        ({"priority": ""}, "priority"),
-        ({"session": "a\nb"}, "session id"),
-        ({"id": ""}, "1 to 64"),
-        ({"body": '{"reason": "\udcff"}'}, "not UTF-8"),
-        ({"task": "t\x00"}, "NUL"),
+        ({"type": "task.imagined"}, "unknown_type", "'task.imagined' is not known here: upgrade"),
+        ({"v": "2"}, "unknown_version", "task.failed has version 2, but this code knows 1 to 1: upgrade"),
+        ({"v": "0"}, "unknown_version", "version 0"),
+        ({"v": "-1"}, "unknown_version", "version -1"),
+        ({"v": "one"}, "unknown_version", "'one'"),
+        ({"v": ""}, "unknown_version", "''"),
+        ({"body": "{"}, "malformed_body", "task.failed|TaskFailed|JSON"),
+        ({"body": ""}, "malformed_body", "JSON|EOF"),
+        ({"body": "[]"}, "malformed_body", "object"),
+        ({"body": "null"}, "malformed_body", "object"),
+        ({"body": "{}"}, "malformed_body", "reason"),
+        ({"body": '{"reason": 7}'}, "malformed_body", "reason"),
+        ({"body": '{"reason": "no", "colour": "red"}'}, "malformed_body", "colour"),
+        ({"type": "agent.completed", "v": "2", "body": "[1"}, "malformed_body", "AgentCompleted"),
+        ({"type": "agent.completed", "v": "1", "body": "[1"}, "malformed_body", "unexpected end"),
+        ({"type": "agent.completed", "v": "1", "body": "[1]"}, "malformed_body", "not a JSON object"),
+        ({"type": "agent.completed", "v": "1", "body": "{}"}, "malformed_body", "seconds"),
+        ({"type": "agent.completed", "v": "1", "body": '{"seconds": null}'}, "malformed_body", "NoneType"),
+        ({"at": "yesterday"}, "malformed_envelope", "yesterday"),
+        ({"at": "2026-11-25T12:00:00"}, "malformed_envelope", "time zone"),
+        ({"chain": ""}, "malformed_envelope", "call chain"),
+        ({"chain": "supervisor>writer"}, "malformed_envelope", "'user' is not in the call chain"),
+        ({"source": "writer"}, "malformed_envelope", "'writer'"),
+        ({"priority": ""}, "malformed_envelope", "priority"),
+        ({"session": "a\nb"}, "malformed_envelope", "session id"),
+        ({"id": ""}, "malformed_envelope", "1 to 64"),
+        ({"task": ""}, "no_task", "1 to 64"),
+        ({"type": "session.cleared", "body": "{}", "task": "", "id": ""}, "malformed_envelope", "1 to 64"),
+        ({"body": '{"reason": "\udcff"}'}, "not_text", "not UTF-8"),
+        ({"task": "t\x00"}, "not_text", "NUL"),
     ],
 )
-def test_an_unreadable_entry_names_itself_and_the_culprit(change: dict[str, str], said: str) -> None:
+def test_an_unreadable_entry_names_itself_the_culprit_and_a_reason(
+    change: dict[str, str], reason: str, said: str
+) -> None:
     with pytest.raises(UnreadableEventError, match=said) as caught:
         decode("acme", "17-4", stored(event()) | change)
     assert "entry 17-4 of tenant 'acme'" in str(caught.value)
+    assert caught.value.reason == reason
     # It can be printed and logged whatever was in the entry.
     str(caught.value).encode()
 
