@@ -1,6 +1,7 @@
 """The pages of docs/ that are made from the code: `make docs`. A test compares them, so that they stay true."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import orjson
@@ -10,7 +11,7 @@ from typer.cli import get_docs_for_click
 from headwater.cli import app
 from headwater.docs_replay import replay_page
 from headwater.settings import Settings
-from projections.metric_names import METRICS
+from projections.metric_names import METRICS, PROCESS_METRICS, MetricName
 from schemas.export import event_catalogue, event_schemas
 
 DOCS = Path("docs")
@@ -54,19 +55,30 @@ def _default(value: object) -> str:
 
 def metrics_page() -> str:
     """docs/metrics.md."""
-    lines = [
-        "# Metrics",
-        "",
-        "Projected from the log, so no restart sets them back; served at `/metrics`. Made by `make docs`.",
-        "What the running process measures of itself stands beside them on the same page.",
-        "",
-        "| metric | kind | labels | what it counts |",
-        "|---|---|---|---|",
-    ]
-    for metric in METRICS.values():
-        labels = ", ".join(f"`{label}`" for label in metric.labels)
+    return "\n".join(
+        [
+            "# Metrics",
+            "",
+            "Served at `/metrics`. Made by `make docs`.",
+            "",
+            "Projected from the log, so no restart sets them back. A tenant's key sees its own part of these.",
+            "",
+            *_table(METRICS.values()),
+            "",
+            "Of the running process, and of what waits in Redis and PostgreSQL at that moment. An operator sees them.",
+            "",
+            *_table(PROCESS_METRICS.values()),
+            "",
+        ]
+    )
+
+
+def _table(metrics: Iterable[MetricName]) -> list[str]:
+    lines = ["| metric | kind | labels | what it counts |", "|---|---|---|---|"]
+    for metric in metrics:
+        labels = ", ".join(f"`{label}`" for label in metric.labels) or "none"
         lines.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help} |")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def cli_page() -> str:

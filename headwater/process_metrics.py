@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from projections.db import Pool
 from projections.exposition import known_agents
+from projections.langfuse import export_backlog
 from projections.metric_names import BUCKETS_US, OTHER, PROCESS_METRICS
 from projections.projection import START, format_position
 from projections.queries import positions_of
@@ -19,6 +20,7 @@ from projections.runner import PROJECTIONS
 from schemas.errors import UnavailableError
 from streams.backlog import READERS, calls, oldest_unread_s, reader_backlog
 from streams.connection import Streams
+from streams.memory import node_memory
 
 logger = structlog.get_logger(__name__)
 
@@ -104,8 +106,7 @@ class Gauges(Collector):
 def child_metrics(children: Sequence[ChildProcess]) -> list[Metric]:
     """Which child processes run, and how often they were started again."""
     up = _gauge("process_up")
-    restarts = PROCESS_METRICS["process_restarts_total"]
-    restarted = CounterMetricFamily(restarts.name.removesuffix("_total"), restarts.help, labels=restarts.labels)
+    restarted = _counter("process_restarts_total")
     for child in children:
         up.add_metric((child.name,), float(child.is_running))
         restarted.add_metric((child.name,), child.restarts)
@@ -113,17 +114,29 @@ def child_metrics(children: Sequence[ChildProcess]) -> list[Metric]:
 
 
 async def backlog_metrics(streams: Streams, pool: Pool) -> list[Metric]:
-    """Lag of the log's readers and projections, and pending calls. Empty, with a log line, if Redis is away.
+    """Lag of the log's readers and projections, pending calls, memory. Empty, with a log line, if Redis is away.
 
     Raises:
         UnavailableError: PostgreSQL cannot be reached.
     """
     agents = {*await known_agents(pool), SUPERVISOR}
     try:
-        return [*await _lag(streams, pool), await _pending(streams, agents)]
+        return [*await _lag(streams, pool), await _pending(streams, agents), *await _memory(streams)]
     except UnavailableError as error:
         logger.warning("backlog_unavailable", error=str(error))
         return []
+
+
+async def export_metrics(pool: Pool) -> list[Metric]:
+    """How far the export to Langfuse is behind. Raises `UnavailableError` if PostgreSQL cannot be reached."""
+    found = await export_backlog(pool)
+    pending, lag = _gauge("langfuse_export_pending_events"), _gauge("langfuse_export_lag_seconds")
+    pending.add_metric(("waiting",), found.waiting)
+    pending.add_metric(("in_flight",), found.in_flight)
+    lag.add_metric((), found.oldest_s)
+    refused = _counter("langfuse_export_refused_total")
+    refused.add_metric((), found.refused)
+    return [pending, lag, refused]
 
 
 async def _lag(streams: Streams, pool: Pool) -> list[Metric]:
@@ -149,6 +162,19 @@ async def _pending(streams: Streams, agents: set[str]) -> Metric:
     pending.add_metric(("queued",), found.queued)
     pending.add_metric(("running",), found.running)
     return pending
+
+
+async def _memory(streams: Streams) -> list[Metric]:
+    used, limit = _gauge("log_memory_used_bytes"), _gauge("log_memory_limit_bytes")
+    for found in await node_memory(streams):
+        used.add_metric((found.node,), found.used_bytes)
+        limit.add_metric((found.node,), found.limit_bytes)
+    return [used, limit]
+
+
+def _counter(name: str) -> CounterMetricFamily:
+    metric = PROCESS_METRICS[name]
+    return CounterMetricFamily(name.removesuffix("_total"), metric.help, labels=metric.labels)
 
 
 def _gauge(name: str) -> GaugeMetricFamily:

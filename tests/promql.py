@@ -9,13 +9,16 @@ ADDED = {"job", "instance"}
 """Labels that Prometheus adds."""
 OWN = {"up": ADDED, "ALERTS": {"alertname", "alertstate"}}
 """Series that Prometheus makes."""
+# By label, or by metric and label where the same label means another thing elsewhere.
 VALUES = {
     "status": {"completed", "failed", "cancelled", "ok", "error", "unknown", "5.."},
-    "state": {"queued", "running"},
+    "pending_calls.state": {"queued", "running"},
+    "langfuse_export_pending_events.state": {"waiting", "in_flight"},
     "cost_status": {"unpriced", "unknown"},
     "alertstate": {"firing"},
     "job": {"headwater"},
     "tenant_id": {"$tenant"},
+    "exceeded": {"true", "false"},
 }
 WORDS = frozenset(
     {
@@ -30,6 +33,9 @@ WORDS = frozenset(
         "rate",
         "increase",
         "histogram_quantile",
+        "max_over_time",
+        "offset",
+        "unless",
         "absent",
         "vector",
     }
@@ -98,7 +104,7 @@ def _selector_problems(expression: str) -> list[str]:
             label, value = matched.groups()
             if label not in SERIES.get(name, set()):
                 problems.append(f"{name} has no label {label}")
-            if value not in VALUES.get(label, {value}):
+            if value not in VALUES.get(f"{name}.{label}", VALUES.get(label, {value})):
                 problems.append(f"{label} is never {value!r}")
     return problems
 

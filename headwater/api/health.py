@@ -8,7 +8,7 @@ from starlette.datastructures import State
 
 from headwater.api.problems import problem_response, problems
 from headwater.asyncapi import asyncapi_page
-from headwater.process_metrics import Gauges, HttpMetrics, backlog_metrics, child_metrics
+from headwater.process_metrics import Gauges, HttpMetrics, backlog_metrics, child_metrics, export_metrics
 from headwater.settings import Settings
 from projections.api_keys import authenticate
 from projections.db import Pool, is_reachable
@@ -78,7 +78,9 @@ async def render_metrics(state: State, tenant_id: str | None = None) -> Response
         registry.register(MetricsCollector(await tenant_snapshot(state.pool, tenant_id)))
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
     registry.register(MetricsCollector(await snapshot(state.pool, tenant_labels=settings.tenant_labels)))
-    registry.register(Gauges([*await backlog_metrics(state.streams, state.pool), *child_metrics(state.children)]))
+    exported = await export_metrics(state.pool) if settings.has_langfuse else []
+    backlog = await backlog_metrics(state.streams, state.pool)
+    registry.register(Gauges([*backlog, *exported, *child_metrics(state.children)]))
     http: HttpMetrics = state.http_metrics
     return Response(generate_latest(registry) + generate_latest(http.registry), media_type=CONTENT_TYPE_LATEST)
 

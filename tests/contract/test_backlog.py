@@ -1,11 +1,14 @@
 """How much waits, read from every implementation: counted over all shards, whichever node they are on (row E4)."""
 
+from redis.asyncio.cluster import RedisCluster
+
 from schemas.ids import new_id
 from schemas.task import NewTask
 from streams.backlog import READERS, calls, oldest_unread_s, reader_backlog
 from streams.bus import TenantEventBus
 from streams.connection import Streams
 from streams.functions import Commit, NewCall
+from streams.memory import node_memory
 from tests.conftest import SHARDS
 
 TENANTS = [f"tenant-{n}" for n in range(9)]
@@ -27,3 +30,10 @@ async def test_lag_and_calls_are_summed_over_the_shards(streams: Streams) -> Non
     found_calls = await calls(streams, ["writer"])
     assert (found_calls.queued, found_calls.running) == (len(TENANTS), 0)
     assert (await reader_backlog(streams, "decider")).tenants == 0
+
+
+async def test_every_node_says_how_full_it_is(streams: Streams) -> None:
+    found = await node_memory(streams)
+    assert len(found) == (3 if isinstance(streams.redis, RedisCluster) else 1)
+    assert len({one.node for one in found}) == len(found)
+    assert all(one.used_bytes > 0 <= one.limit_bytes for one in found)

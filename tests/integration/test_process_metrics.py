@@ -23,6 +23,7 @@ from streams.bus import TenantEventBus
 from streams.connection import Streams
 from streams.functions import Commit, Functions, NewCall
 from streams.log import Log
+from streams.memory import node_memory
 from tests.conftest import SHARDS
 from tests.projecting import event, project
 from tests.serving import Echo, echo_team, key_of, served, working
@@ -161,8 +162,11 @@ async def test_the_application_shows_its_requests_and_everything_else(
         invocations = ("agent_invocations_total", (("agent_id", "echo"), ("status", "ok"), ("tenant_id", "acme")))
         assert series[invocations] == 2, "what the log says, once"
         names = {name for name, _ in series}
-        for name in {*PROCESS_METRICS} - {"process_up", "process_restarts_total"}:
+        of_children = {"process_up", "process_restarts_total"}
+        of_an_export = {name for name in PROCESS_METRICS if name.startswith("langfuse_")}
+        for name in {*PROCESS_METRICS} - of_children - of_an_export:
             assert any(shown.startswith(name) for shown in names), name
+        assert not names & of_an_export, "without an export there is nothing that could be behind"
         assert len([line for line in text.splitlines() if line.startswith("# TYPE")]) == len(
             {line for line in text.splitlines() if line.startswith("# TYPE")}
         ), "each family once"
@@ -171,6 +175,20 @@ async def test_the_application_shows_its_requests_and_everything_else(
         assert {name.removesuffix("_created") for name, _ in own} <= {
             sample for name in METRICS for sample in (name, f"{name}_bucket", f"{name}_sum", f"{name}_count")
         }
+
+
+async def test_how_full_redis_is(streams: Streams) -> None:
+    (empty,) = await node_memory(streams)
+    assert empty.used_bytes > 0
+    before = (await streams.redis.config_get("maxmemory"))["maxmemory"]
+    try:
+        await streams.redis.config_set("maxmemory", 512 * 1024 * 1024)
+        await streams.redis.set("ballast", b"x" * 3_000_000)
+        (full,) = await node_memory(streams)
+        assert (full.node, full.limit_bytes) == (empty.node, 512 * 1024 * 1024)
+        assert full.used_bytes >= empty.used_bytes + 2_000_000
+    finally:
+        await streams.redis.config_set("maxmemory", before or 0)
 
 
 async def test_without_redis_the_projected_metrics_are_still_there(streams: Streams, pool: Pool) -> None:

@@ -71,6 +71,8 @@ def test_rules_cover_what_can_go_wrong() -> None:
         assert re.search(rf"\b{name}\b", asked), name
     for name in ("supervisor_tasks_total", "llm_requests_total", "llm_cost_usd_total", "llm_unpriced_attempts_total"):
         assert re.search(rf"\b{name}\b", asked), name
+    for name in ("log_entries_unreadable_total", "langfuse_export_lag_seconds", "log_memory_used_bytes"):
+        assert re.search(rf"\b{name}\b", asked), name
 
 
 def test_the_dashboard_asks_for_what_there_is() -> None:
@@ -98,7 +100,7 @@ def test_the_dashboard_is_well_formed() -> None:
         refs = Counter(target["refId"] for target in panel.get("targets", ()))
         assert set(refs.values()) <= {1}, panel["title"]
     titles = [panel["title"] for panel in board["panels"] if panel["type"] == "row"]
-    assert titles == ["Overview", "Cost", "Tasks", "Latency", "Lag"]
+    assert titles == ["Overview", "Cost", "Budgets", "Tasks", "Latency", "Lag"]
     (variable,) = board["templating"]["list"]
     asked = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]["query"])
     assert asked is not None
