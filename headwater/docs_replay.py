@@ -10,6 +10,7 @@ from pathlib import Path
 import orjson
 
 LOG = Path("examples/research_team/recorded.headwater.jsonl")
+RERUN = Path("examples/research_team/rerun.json")
 TEAM = "examples.research_team.agents:team"
 OTHER_TEAM = "tests.e2e.other_team:team"
 PRICES = "examples/research_team/prices.json"
@@ -43,6 +44,17 @@ def replay_page() -> str:
             _shown(f"headwater reprice {LOG} --tenant acme --prices {PRICES} --model sim-reasoning=frugal"),
             "## Re-run\n",
             _RERUN,
+            _printed("fork"),
+            _COMPARE,
+            _printed("compare"),
+            _FOLLOW,
+            _printed("follow"),
+            _AGENTS,
+            _printed("agents"),
+            _printed("compare_teams"),
+            _COHORT,
+            _printed("cohort"),
+            _LIMITS,
         ]
     )
 
@@ -53,28 +65,40 @@ fact there anew by the team that runs now (or by `--agents`), and lives on from 
 and paid, and tools, memories and session state are what they are for any task. Only the messages of the session are
 left alone, and the origin's totals: a fork has its own task id, its own costs, and `fork_of`.
 
-```console
-$ headwater fork --tenant acme --task $TASK --model reasoning=openai/gpt-4o-mini --repeat 3 --budget 0.05
-$ headwater fork --tenant acme --task $TASK --at $EVENT --data '{"order": 4711}' --follow
-$ headwater fork --tenant acme --task $TASK --agents my_team.next:team
-$ headwater compare --tenant acme $TASK $FORK
-$ headwater fork --tenant acme --cohort 'type=refund since=7d' --sample 50 --model fast=openai/gpt-4o-mini
-```
-
-`--at` names a fact that the supervisor decided on, or one of its decisions, which stands for the fact; anything else
-is refused with the choices. `--budget` is checked before each LLM request, so a fork may go over it by the requests
-that it has in flight at once, and an attempt of unknown cost does not count; a model without a price is not asked at
-all. A cohort has only tasks that have ended and are no forks. Which of them is a hash of the task's id and `--seed`,
-and each fork has an idempotency key that follows from the cohort's words, the options and its origin: an interrupted
-command, given again, waits for the forks that exist and submits the rest.
-
-With `--agents module:object` another team than the running one decides and works: new rules, prompts or agents, tried
-on a recorded task beside the live traffic. It runs in the command's own process, with the models and prices of its
-environment, while the command waits; what is open when it leaves is cancelled. Of a cohort it stays open, and the same
-command goes on with it, unless the module's file has changed since: then it is another team.
+These commands were run, with a simulated provider, when the log was recorded; a test runs them anew and compares. Three
+times over from the start, with a cheaper model on the tier `reasoning`, and five cents for each at most:
+"""
+_COMPARE = """\
+Two tasks side by side: what was decided, up to where they part (≠) and on, what came of it, and what it cost.
+"""
+_FOLLOW = """\
+From a point on, watched while it runs. `--at` names a fact that the supervisor decided on, or one of its decisions,
+which stands for the fact; anything else is refused with the choices. `--data` takes other data along.
+"""
+_AGENTS = """\
+By another team than the running one: new rules, prompts or agents, tried on a recorded task beside the live traffic. It
+runs in the command's own process, with the models and prices of its environment, while the command waits; what is open
+when it leaves is cancelled.
+"""
+_COHORT = """\
+And over many tasks: `--cohort` has words for what they have in common (`type`, `since`, `status`, `session`; tasks
+that have ended and are no forks), `--sample` says how many at most. Which of them is a hash of the task's id and
+`--seed`. A bar shows how many have ended, and the cost so far. Each fork has an idempotency key that follows from the
+cohort's words, the options and its origin: an interrupted command, given again, waits for the forks that exist and
+submits the rest. With `--agents` it does so unless the module's file has changed since: then it is another team.
+"""
+_LIMITS = """\
+`--budget` is checked before each LLM request, so a fork may go over it by the requests that it has in flight at once,
+and an attempt of unknown cost does not count; a model without a price is not asked at all.
 
 Over HTTP: `GET /v1/tasks/{id}/story` (with `?at=`), `GET /v1/tasks/{id}/verify`, `POST /v1/tasks/{id}/fork`.
 """
+
+
+def _printed(name: str) -> str:
+    """What a command that needs a running system printed when the log was recorded."""
+    one = orjson.loads(RERUN.read_bytes())[name]
+    return f"```console\n$ {one['command']}\n{one['output']}```\n"
 
 
 def _of_interest() -> tuple[str, str]:

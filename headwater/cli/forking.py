@@ -195,12 +195,17 @@ async def _followed(hw: Headwater, tenant: str, accepted: Accepted) -> None:
 def _show_sides(sides: list[dict[str, Any]]) -> None:
     table = Table("", "task", "status", "cost", "seconds", "tokens", "models")
     for number, one in enumerate(sides):
-        name = "origin" if number == 0 else f"fork {number}" if len(sides) > 2 else "fork"
-        table.add_row(name, *_row(one))
+        table.add_row(_name(number, sides), *_row(one))
     out.print(table)
     for number, one in enumerate(sides):
         outcome = one["error"] if one["error"] is not None else as_text(one["result"])
-        out.print(f"[bold]{'origin' if number == 0 else one['task']}[/bold]  {escape(outcome)}", soft_wrap=True)
+        same = number > 0 and (one["status"], one["result"]) == (sides[0]["status"], sides[0]["result"])
+        said = "the same result as its origin" if same and one["error"] is None else escape(outcome)
+        out.print(f"[bold]{_name(number, sides)}[/bold]  {said}", soft_wrap=True)
+
+
+def _name(number: int, sides: list[dict[str, Any]]) -> str:
+    return "origin" if number == 0 else f"fork {number}" if len(sides) > 2 else "fork"
 
 
 def _row(one: Mapping[str, Any]) -> tuple[str, ...]:
