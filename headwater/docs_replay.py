@@ -91,7 +91,10 @@ _LIMITS = """\
 `--budget` is checked before each LLM request, so a fork may go over it by the requests that it has in flight at once,
 and an attempt of unknown cost does not count; a model without a price is not asked at all.
 
-Over HTTP: `GET /v1/tasks/{id}/story` (with `?at=`), `GET /v1/tasks/{id}/verify`, `POST /v1/tasks/{id}/fork`.
+`headwater task ID --forks` lists the forks of a task, and theirs, with what they cost beside it.
+
+Over HTTP: `GET /v1/tasks/{id}/story` (with `?at=`), `GET /v1/tasks/{id}/verify`, `POST /v1/tasks/{id}/fork`,
+`GET /v1/tasks/{id}/forks`.
 """
 
 

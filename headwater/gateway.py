@@ -50,6 +50,10 @@ class Gateway(Protocol):
         """A task as it stands, or None."""
         ...
 
+    async def forks(self, tenant_id: str, task_id: str) -> dict[str, Any] | None:
+        """The forks of a task with their costs and its own, or None."""
+        ...
+
     async def cancel(self, tenant_id: str, task_id: str, reason: str = "") -> str:
         """Ask for a task to be cancelled. Returns how it stood."""
         ...

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import asyncpg
 
 from projections.db import Pool, database_errors
+from projections.queries import iso
 from schemas.errors import InvalidInputError, NotFoundError
 from schemas.ids import check_tenant_id, new_id
 
@@ -52,8 +53,8 @@ class ApiKey:
             "tenant": self.tenant_id,
             "name": self.name,
             "scopes": [scope for scope in SCOPES if scope in self.scopes],
-            "created_at": _iso(self.created_at),
-            "revoked_at": _iso(self.revoked_at),
+            "created_at": iso(self.created_at),
+            "revoked_at": iso(self.revoked_at),
         }
 
 
@@ -135,7 +136,3 @@ def _hash(secret: str) -> bytes:
 
 def _key(row: asyncpg.Record) -> ApiKey:
     return ApiKey(row["id"], row["tenant"], row["name"], frozenset(row["scopes"]), row["created_at"], row["revoked_at"])
-
-
-def _iso(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.isoformat().replace("+00:00", "Z")

@@ -71,9 +71,9 @@ async def session(pool: Pool, tenant_id: str, session_id: str) -> dict[str, Any]
         return {
             "tenant": tenant_id,
             "session": session_id,
-            "first_at": _iso(row["first_at"]),
-            "last_at": _iso(row["last_at"]),
-            "cleared_at": _iso(row["cleared_at"]),
+            "first_at": iso(row["first_at"]),
+            "last_at": iso(row["last_at"]),
+            "cleared_at": iso(row["cleared_at"]),
             "messages": [
                 {
                     "position": f"{m['ms']}-{m['seq']}",
@@ -88,7 +88,7 @@ async def session(pool: Pool, tenant_id: str, session_id: str) -> dict[str, Any]
                 for row in sorted(state, key=lambda row: str(row["key"]))
             },
             "tasks": [
-                {**dict(t), "submitted_at": _iso(t["submitted_at"]), "ended_at": _iso(t["ended_at"])} for t in tasks
+                {**dict(t), "submitted_at": iso(t["submitted_at"]), "ended_at": iso(t["ended_at"])} for t in tasks
             ],
         } | _costs(costs)
 
@@ -169,8 +169,8 @@ async def _task(conn: Connection, row: asyncpg.Record) -> dict[str, Any]:
         "agent_results": {k: await _content(conn, tenant_id, v) for k, v in agent_results.items()},
         "error": _loads(row["error"]),
         "errors": _loads(row["errors"]) or [],
-        "submitted_at": _iso(row["submitted_at"]),
-        "ended_at": _iso(row["ended_at"]),
+        "submitted_at": iso(row["submitted_at"]),
+        "ended_at": iso(row["ended_at"]),
         "fork_of": row["fork_of"],
     }
 
@@ -196,5 +196,6 @@ def _loads(text: str | None) -> Json:
     return None if text is None else orjson.loads(text)
 
 
-def _iso(moment: datetime | None) -> str | None:
+def iso(moment: datetime | None) -> str | None:
+    """A time as JSON has it."""
     return None if moment is None else moment.isoformat().replace("+00:00", "Z")

@@ -17,6 +17,7 @@ from headwater.replay.story import story_of
 from headwater.replay.verify import verify as verify_log
 from headwater.settings import Settings
 from headwater.teams import load_team
+from schemas.errors import NotFoundError
 from schemas.money import DecimalText
 
 replay = router("replay")
@@ -34,6 +35,28 @@ class StoryOut(BaseModel):
     session: str
     task: str
     status: str
+
+
+class ForkOut(BaseModel):
+    """A task that was forked from another one."""
+
+    task: str
+    fork_of: str
+    status: str
+    submitted_at: str | None
+    ended_at: str | None
+    cost_usd: str
+
+
+class ForksOut(BaseModel):
+    """The forks of a task: the same JSON as `headwater task --forks --json`. Exact decimals, in US dollars."""
+
+    tenant: str
+    task: str
+    forks: list[ForkOut]
+    cost_usd: str = Field(description="Of the task alone.")
+    forks_usd: str
+    total_usd: str
 
 
 class VerifyOut(BaseModel):
@@ -112,6 +135,15 @@ def _rules(request: Request, settings: Settings) -> Rules:
         state.rules = Rules(team, team.strictness)
     rules: Rules = state.rules
     return rules
+
+
+@replay.get("/tasks/{task_id}/forks", summary="What was made of a task", responses=problems(404))
+async def forks(caller: Reader, hw: Connection, task_id: TaskId) -> ForksOut:
+    """The forks of a task, and theirs, with their costs: they are never in its own."""
+    found = await hw.forks(caller.tenant_id, task_id)
+    if found is None:
+        raise NotFoundError(f"tenant {caller.tenant_id!r} has no task {task_id!r}")
+    return ForksOut(**found)
 
 
 @replay.post(

@@ -16,7 +16,7 @@ from headwater.cli.common import (
     print_json,
     reached,
 )
-from headwater.cli.showing import as_text, show_outcome, summary_of
+from headwater.cli.showing import as_text, show_forks, show_outcome, summary_of
 from headwater.gateway import Gateway
 from headwater.history import check_position, event_json
 from projections.history import SeenEntry
@@ -85,14 +85,25 @@ def task(
     data: DataOption = None,
     url: UrlOption = None,
     key: KeyOption = None,
+    forks: Annotated[
+        bool, typer.Option("--forks", help="Its forks instead, and theirs, with what they cost beside it.")
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Print a task: its result, its call chain, how it was routed, what each agent said, and its exact cost."""
+    """Print a task: its result, its call chain, how it was routed, what each agent said, and its exact cost.
+
+    Forks are tasks of their own, and never in its cost.
+    """
     check_tenant_id(tenant)
-    found = reached(data, url, key, lambda hw: hw.task(tenant, task_id))
+    found = reached(data, url, key, lambda hw: hw.forks(tenant, task_id) if forks else hw.task(tenant, task_id))
     if found is None:
         raise NotFoundError(f"tenant {tenant!r} has no task {task_id!r}")
-    print_json(found) if json_ else show_outcome(found)
+    if json_:
+        print_json(found)
+    elif forks:
+        show_forks(found)
+    else:
+        show_outcome(found)
 
 
 def session(

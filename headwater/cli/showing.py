@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 from rich.markup import escape
 
-from headwater.cli.common import out
+from headwater.cli.common import out, table_of
 
 _STATUS = {"completed": "green", "failed": "red", "cancelled": "yellow"}
 SUMMARY_CHARS = 100
@@ -32,6 +32,18 @@ def show_outcome(task: Mapping[str, Any]) -> None:
         out.print(f"  error    {escape(str(task['error']))}", soft_wrap=True)
     if task.get("result") is not None:
         out.print(f"  result   {escape(as_text(task['result']))}", soft_wrap=True)
+
+
+def show_forks(found: Mapping[str, Any]) -> None:
+    """The forks of a task, and what all of it cost."""
+    if found["forks"]:
+        table = table_of("fork", "of", "status", "cost", id_first=True)
+        for one in found["forks"]:
+            table.add_row(one["task"], one["fork_of"], one["status"], f"${one['cost_usd']}")
+        out.print(table)
+    count = len(found["forks"])
+    what = "1 fork" if count == 1 else f"{count:,} forks"
+    out.print(f"${found['cost_usd']} for the task, ${found['forks_usd']} for {what}: ${found['total_usd']}")
 
 
 def as_text(value: Any) -> str:

@@ -85,6 +85,11 @@ async def test_fork_and_compare(endpoints: Endpoints) -> None:
         fork = made["forks"][0]["task"]
         assert f"fork of  {task}" in await headwater(harness, "task", "-t", "acme", fork)
 
+        listed = json.loads(await headwater(harness, "task", "-t", "acme", task, "--forks", "--json"))
+        assert [one["task"] for one in listed["forks"]] == [one["task"] for one in made["forks"]]
+        in_all = sum(Decimal(one["cost_usd"]) for one in [made["origin"], *made["forks"]])
+        assert Decimal(listed["total_usd"]) == in_all
+        assert f"for 2 forks: ${listed['total_usd']}" in await headwater(harness, "task", "-t", "acme", task, "--forks")
         found = json.loads(await headwater(harness, "compare", "-t", "acme", task, fork, "--json"))
         assert found["first_difference"] is None
         assert {"pointer": "/n", "left": 1, "right": 2} in found["results"]

@@ -306,3 +306,24 @@ async def test_a_rule_that_breaks_ends_the_fork_with_the_reason(endpoints: Endpo
             fork = await forked(harness, origin, ForkOptions(lane="l1"))
         assert fork.outcome.status == "failed"
         assert "ZeroDivisionError: by zero" in str(fork.outcome.error)
+
+
+async def test_forks_are_listed_with_what_they_cost_beside_their_origin(endpoints: Endpoints) -> None:
+    async with running(TEAM, endpoints, answers=ANSWERS) as harness:
+        origin = await harness.run_task("What do I owe?", tenant="acme")
+        other = await harness.run_task("And I?", tenant="beta")
+        first = await forked(harness, origin, ForkOptions())
+        second = await forked(harness, first, ForkOptions(models={"reasoning": ("openai/sim-fast",)}))
+        found = await harness.hw.forks("acme", origin.outcome.task_id)
+        assert found is not None
+        assert [(one["task"], one["fork_of"]) for one in found["forks"]] == [
+            (first.outcome.task_id, origin.outcome.task_id),
+            (second.outcome.task_id, first.outcome.task_id),
+        ]
+        assert Decimal(found["cost_usd"]) == origin.cost_usd
+        assert Decimal(found["forks_usd"]) == first.cost_usd + second.cost_usd
+        assert Decimal(found["total_usd"]) == origin.cost_usd + first.cost_usd + second.cost_usd
+        assert await harness.hw.forks("beta", origin.outcome.task_id) is None
+        alone = await harness.hw.forks("beta", other.outcome.task_id)
+        assert alone is not None
+        assert (alone["forks"], alone["forks_usd"], alone["total_usd"]) == ([], "0", alone["cost_usd"])

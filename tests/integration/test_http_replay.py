@@ -58,6 +58,9 @@ async def test_a_task_is_told_proved_and_run_again(
     assert made.status_code == 202, made.text
     fork = made.json()["task"]
     assert made.headers["location"] == f"/v1/tasks/{fork}"
+    listed = (await acme.get(f"/v1/tasks/{origin}/forks")).json()
+    assert [one["task"] for one in listed["forks"]] == [fork]
+    assert_problem(await globex.get(f"/v1/tasks/{origin}/forks"), 404, "no task")
     done = (await acme.get(f"/v1/tasks/{fork}", params={"wait": 20})).json()
     assert (done["status"], done["fork_of"]) == ("completed", origin)
     assert done["result"] == {"echo": "hello", "data": {"n": 2}}
