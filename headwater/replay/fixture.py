@@ -17,7 +17,7 @@ from headwater.replay.moments import place, task_events
 from headwater.replay.recording import FORMAT, Recording, resolved
 from headwater.replay.sanitise import Sanitiser
 from headwater.replay.verify import verify
-from schemas.bodies import MemoryStored, SupervisorAnswered, TaskRouted
+from schemas.bodies import MemoryStored, SupervisorAnswered, TaskForked, TaskRouted
 from schemas.content import offload, seal
 from schemas.errors import HeadwaterError
 from schemas.event import FIELDS, AgentEvent, encode
@@ -39,9 +39,11 @@ async def fixture(
 
     Raises:
         NotFoundError: there is no such task.
-        FixtureError: the recorded decisions do not follow from the facts by these rules, or sanitising changes them.
+        FixtureError: the recorded decisions do not follow from the facts by these rules, or sanitising changes them;
+            or the task is a fork that was not decided on from its start, by one team.
     """
     events = [e for e in await task_events(recording, tenant_id, task_id) if not isinstance(e.body, MemoryStored)]
+    _check_own(events)
     report = await verify(recording, [tenant_id], rules, task_id=task_id)
     if report.differences:
         found = report.differences[0]
@@ -65,6 +67,18 @@ async def fixture(
         yield orjson.dumps({"tenant": tenant, "blob": sha, "data": data.decode()}) + b"\n"
     for event, fields in zip(made, lines, strict=True):
         yield orjson.dumps({"tenant": tenant, "position": event.position, **fields}) + b"\n"
+
+
+def _check_own(events: list[AgentEvent]) -> None:
+    """What a fork took over, and what another team decided, is told in shapes that cannot be sanitised one by one."""
+    first = events[0].body
+    if isinstance(first, TaskForked) and (first.state is not None or first.lane is not None):
+        how = (
+            "took over recorded facts" if first.lane is None else f"was decided on by {first.agents or 'another team'}"
+        )
+        raise FixtureError(
+            f"task {events[0].task_id} is a fork that {how}: make a fixture of its origin, {first.root_task_id}"
+        )
 
 
 async def _open(recording: Recording, tenant_id: str, event: AgentEvent) -> dict[str, Any]:

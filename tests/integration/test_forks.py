@@ -12,6 +12,7 @@ from headwater import AgentRegistration, BaseAgent, HybridRouter, StrictnessConf
 from headwater.embedded import Endpoints
 from headwater.lane import serving
 from headwater.replay.compare import compare
+from headwater.replay.fixture import FixtureError, fixture
 from headwater.replay.fork import ForkOptions, fork_task
 from headwater.replay.story import story_of
 from headwater.replay.verify import verify
@@ -327,3 +328,21 @@ async def test_forks_are_listed_with_what_they_cost_beside_their_origin(endpoint
         alone = await harness.hw.forks("beta", other.outcome.task_id)
         assert alone is not None
         assert (alone["forks"], alone["forks_usd"], alone["total_usd"]) == ([], "0", alone["cost_usd"])
+
+
+async def test_a_fork_that_took_facts_over_makes_no_fixture(endpoints: Endpoints) -> None:
+    async def made(task_id: str) -> bytes:
+        rules = Rules(TEAM, TEAM.strictness)
+        return b"".join([line async for line in fixture(harness.hw.history, "acme", task_id, rules)])
+
+    async with running(TEAM, endpoints, answers=ANSWERS) as harness:
+        origin = await harness.run_task("What does Maria Lopez owe?", tenant="acme")
+        whole = await forked(harness, origin, ForkOptions())
+        assert b"Lopez" not in await made(whole.outcome.task_id)
+        (proposed,) = [event for event in origin.events if event.type == "handoff.proposed"]
+        part = await forked(harness, origin, ForkOptions(at=proposed.id))
+        async with beside(harness, TEAM, "l1"):
+            other = await forked(harness, origin, ForkOptions(lane="l1"))
+        for fork, why in ((part, "took over recorded facts"), (other, "decided on by another team")):
+            with pytest.raises(FixtureError, match=f"{why}: make a fixture of its origin, {origin.outcome.task_id}"):
+                await made(fork.outcome.task_id)
