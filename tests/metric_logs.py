@@ -36,7 +36,12 @@ def exposed(samples: Iterable[Sample]) -> Series:
     """What Prometheus reads: (name, labels) → value."""
     registry = CollectorRegistry()
     registry.register(MetricsCollector(samples))
-    families = text_string_to_metric_families(generate_latest(registry).decode())
+    return read(generate_latest(registry).decode())
+
+
+def read(text: str) -> Series:
+    """A page of metrics: (name, labels) → value."""
+    families = text_string_to_metric_families(text)
     return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
 
 

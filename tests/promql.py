@@ -1,7 +1,7 @@
 """PromQL as far as a dashboard needs it: does an expression ask for what the code exports?"""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
 from projections.metric_names import METRICS, PROCESS_METRICS
 
@@ -67,16 +67,16 @@ def split_labels(texts: Iterable[str]) -> set[str]:
     return {label.strip() for text in texts for label in text.split(",") if label.strip()}
 
 
-def problems_of(expression: str) -> list[str]:
-    """What is wrong with a PromQL expression; nothing, if it can have an answer."""
+def problems_of(expression: str, series: Mapping[str, set[str]] = SERIES) -> list[str]:
+    """What is wrong with a PromQL expression; nothing, if it can have an answer from these series."""
     bare = _STRING.sub('""', expression)
     names = _names(bare)
     problems = [f"unbalanced {pair}" for pair in ("()", "[]", "{}") if not _balanced(bare, pair)]
-    problems += [f"no such metric: {name}" for name in names if name not in SERIES]
-    known = {"le", *ADDED}.union(*(SERIES.get(name, set()) for name in names))
+    problems += [f"no such metric: {name}" for name in names if name not in series]
+    known = {"le", *ADDED}.union(*(series.get(name, set()) for name in names))
     grouped = split_labels(GROUPING.findall(bare))
     problems += [f"no metric here has the label {label}" for label in sorted(grouped - known)]
-    return problems + _selector_problems(expression) + _kind_problems(bare)
+    return problems + _selector_problems(expression, series) + _kind_problems(bare)
 
 
 def _balanced(text: str, pair: str) -> bool:
@@ -93,7 +93,14 @@ def _names(bare: str) -> list[str]:
     return [word for word in re.findall(r"(?<![\w$.])[a-zA-Z_]\w*", rest) if word not in WORDS]
 
 
-def _selector_problems(expression: str) -> list[str]:
+def selected(expression: str) -> Iterator[tuple[str, str, str]]:
+    """What an expression picks out by equality: (metric, label, value)."""
+    for name, matchers in _SELECTOR.findall(expression):
+        for label, value in re.findall(r'(\w+)\s*=\s*"([^"]*)"', matchers):
+            yield name, label, value
+
+
+def _selector_problems(expression: str, series: Mapping[str, set[str]]) -> list[str]:
     problems = []
     for name, matchers in _SELECTOR.findall(expression):
         for part in filter(str.strip, matchers.split(",")):
@@ -102,7 +109,7 @@ def _selector_problems(expression: str) -> list[str]:
                 problems.append(f"cannot read {part!r}")
                 continue
             label, value = matched.groups()
-            if label not in SERIES.get(name, set()):
+            if label not in series.get(name, set()):
                 problems.append(f"{name} has no label {label}")
             if value not in VALUES.get(f"{name}.{label}", VALUES.get(label, {value})):
                 problems.append(f"{label} is never {value!r}")

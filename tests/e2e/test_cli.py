@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -240,6 +241,12 @@ def test_entries_written_by_hand_are_named_and_lose_nothing(desk: Desk) -> None:
     for culprit in ("'type' is missing", "version 99", "task.imagined"):
         assert culprit in done.stderr
     assert len([line for line in done.stdout.splitlines() if '"task.completed"' in line]) == 2
+    desk.json("costs", "-t", "garbage")  # answers when the read models have caught up
+    counted = re.findall(r"^log_entries_unreadable_total\{(.*)\} (\S+)$", desk.get("/metrics")[1], re.MULTILINE)
+    assert counted == [
+        (f'reason="{reason}",tenant_id="garbage"', "1.0")
+        for reason in ("missing_field", "not_text", "unknown_type", "unknown_version")
+    ]
 
 
 def test_errors_say_what_to_do_and_set_the_exit_code(desk: Desk, tmp_path: Path) -> None:

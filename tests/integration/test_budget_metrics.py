@@ -4,18 +4,33 @@ from collections.abc import Sequence
 from decimal import Decimal
 
 import asyncpg
+import httpx
 import pytest
 
+from headwater.embedded import Endpoints
+from headwater.settings import Settings
 from projections.archive import Archive
 from projections.db import Connection, Pool, migrate, tenant_connection
 from projections.exposition import snapshot, tenant_snapshot
+from projections.metric_names import METRICS
 from projections.projection import Recorded
 from projections.rebuild import rebuild_outdated
 from projections.runner import Runner
 from schemas.bodies import TaskFailed
 from streams.connection import Streams
 from tests.logbook import RATE, Logbook, apply_in_cuts, digest_of, forget
-from tests.metric_logs import UNREADABLE, exposed, fork, log_of_the_rest, value, write_budgets, write_unreadable
+from tests.metric_logs import (
+    UNREADABLE,
+    Series,
+    exposed,
+    fork,
+    log_of_the_rest,
+    read,
+    value,
+    write_budgets,
+    write_unreadable,
+)
+from tests.serving import key_of, served
 
 
 @pytest.fixture
@@ -160,3 +175,26 @@ async def test_budgets_of_another_tenant_are_behind_row_level_security(pool: Poo
         rows = await conn.fetch("SELECT tenant, task FROM metric_budgets")
         assert [tuple(row) for row in rows] == [("acme", "b-open")]
         assert await conn.fetchval("SELECT count(*) FROM unreadable WHERE tenant <> 'acme'") == 0
+
+
+async def test_a_tenants_key_is_shown_its_own_over_http(
+    settings: Settings, endpoints: Endpoints, streams: Streams, pool: Pool, runner: Runner, database_url: str
+) -> None:
+    books = [log_of_the_rest("acme"), log_of_the_rest("other")]
+    fork(books[1], "b-more", "7")
+    await apply_in_cuts(runner, books, [])
+    here = Endpoints(endpoints.redis_url, database_url)
+    async with served(settings, here) as url, httpx.AsyncClient(timeout=30) as client:
+
+        async def shown(headers: dict[str, str]) -> Series:
+            return read((await client.get(f"{url}/metrics", headers=headers)).text)
+
+        alone = {tenant: await shown(await key_of(pool, tenant, "read")) for tenant in ("acme", "other")}
+        everybody = await shown({})
+    ours = [name for name in METRICS if "budget" in name or "unreadable" in name]
+    for tenant, series in alone.items():
+        assert {dict(labels)["tenant_id"] for (name, labels) in series if name in ours} == {tenant}
+        for name in ours:
+            assert value(series, name) == value(everybody, name, tenant_id=tenant), name
+            assert value(series, name) != 0 or "overrun" in name
+    assert value(alone["other"], "budgeted_tasks_open") == 2

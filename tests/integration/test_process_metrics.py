@@ -6,7 +6,6 @@ from typing import Any
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
 from headwater.embedded import Endpoints
@@ -25,16 +24,11 @@ from streams.functions import Commit, Functions, NewCall
 from streams.log import Log
 from streams.memory import node_memory
 from tests.conftest import SHARDS
+from tests.metric_logs import read
 from tests.projecting import event, project
 from tests.serving import Echo, echo_team, key_of, served, working
 
 LONG_MS = 60_000
-Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
-
-
-def read(text: str) -> Series:
-    families = text_string_to_metric_families(text)
-    return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
 
 
 async def gauges(streams: Streams, pool: Pool) -> dict[tuple[str, str], float]:
