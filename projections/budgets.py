@@ -81,8 +81,10 @@ async def budget_samples(conn: Connection, batch: Sequence[Recorded]) -> list[tu
             found += [(task[0], sample) for sample in budgets[task].heard(event.body)]
             if event.body.terminal:
                 del budgets[task]
-    kept = [(*t, b.limit_usd, b.spent_usd, b.exceeded) for t in sorted(touched) if (b := budgets.get(t)) is not None]
-    await conn.execute(_KEEP, *columns(kept, 5))
+    if kept := [
+        (*t, b.limit_usd, b.spent_usd, b.exceeded) for t in sorted(touched) if (b := budgets.get(t)) is not None
+    ]:
+        await conn.execute(_KEEP, *columns(kept, 5))
     if ended := sorted(open_before.keys() - budgets.keys()):
         await conn.execute(_END, *columns(ended, 2))
     return found
