@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.bodies import (
     AgentCompleted,
@@ -74,16 +74,16 @@ class TaskState(BaseModel):
     text: Json
     data: Json = None
     routed_by: RoutedBy | None = None
-    calls: dict[str, OpenCall] = {}
-    proposals: dict[str, HandoffProposed] = {}
+    calls: dict[str, OpenCall] = Field(default_factory=dict)
+    proposals: dict[str, HandoffProposed] = Field(default_factory=dict)
     """Handoffs without a verdict, by the id of the event that proposed them. The sender's call is still open."""
     repaired: tuple[str, ...] = ()
     """Agents that were given their one chance to repair a handoff, as result keys."""
     subtasks: tuple[Subtask, ...] = ()
-    done: dict[int, DoneSubtask] = {}
-    agent_results: dict[str, Json] = {}
+    done: dict[int, DoneSubtask] = Field(default_factory=dict)
+    agent_results: dict[str, Json] = Field(default_factory=dict)
     errors: tuple[AgentError, ...] = ()
-    models: dict[str, tuple[str, ...]] = {}
+    models: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     budget_usd: DecimalText | None = None
     fork_of: str | None = None
     root_task_id: str | None = None

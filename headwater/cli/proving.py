@@ -1,5 +1,7 @@
 """`replay --verify`, `fixture` and `reprice`: what a recorded log proves, and what it would have cost."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,6 +52,7 @@ def verify_logs(
     with _progress() as progress:
         bar = progress.add_task("verifying")
 
+        @_at_times
         def show(tasks: int, decisions: int) -> None:
             progress.update(bar, description=f"verifying: {tasks:,} tasks, {decisions:,} decisions")
 
@@ -147,6 +150,7 @@ def reprice(
     with _progress() as progress:
         bar = progress.add_task("pricing")
 
+        @_at_times
         def show(attempts: int) -> None:
             progress.update(bar, description=f"pricing: {attempts:,} attempts")
 
@@ -176,6 +180,20 @@ def _pair(text: str) -> tuple[str, str]:
     if not (old and equals and new):
         raise InvalidInputError(f"--model {text!r} is not of the form A=B")
     return old, new
+
+
+def _at_times(show: Callable[..., None]) -> Callable[..., None]:
+    """`show`, called ten times a second at most: drawing what was done must not take longer than doing it."""
+    due = 0.0
+
+    def maybe(*counts: int) -> None:
+        nonlocal due
+        now = time.monotonic()
+        if now >= due:
+            due = now + 0.1
+            show(*counts)
+
+    return maybe
 
 
 def _progress() -> Any:

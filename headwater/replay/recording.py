@@ -4,10 +4,11 @@ Both give entries in log order, a few at a time, so that a tenant of a million e
 """
 
 import gzip
+import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
@@ -21,6 +22,8 @@ from schemas.errors import InvalidInputError, NotFoundError
 from schemas.event import FIELDS
 
 FORMAT = 1
+_HEAD = re.compile(rb'\{"tenant":"([^"\\]*)","position":"[^"\\]*","id":"[^"\\]*","type":"([^"\\]*)",')
+"""How an entry's line begins, as `export` writes it."""
 Fields = dict[str, str]
 """An entry's fields by name, as they are stored."""
 
@@ -78,7 +81,11 @@ class FileRecording:
 
     async def tenants(self) -> list[str]:
         """Tenants that have an entry in the file."""
-        return sorted({line["tenant"] for line in self._lines() if "position" in line})
+        found: set[str] = set()
+        for line in self._lines(lambda tenant, _: tenant not in found):
+            if "position" in line:
+                found.add(line["tenant"])
+        return sorted(found)
 
     async def entries(
         self,
@@ -91,7 +98,7 @@ class FileRecording:
     ) -> AsyncIterator[tuple[str, Fields]]:
         """In the file's order, which is the log's."""
         wanted = Wanted(session_id, task_id, types)
-        for line in self._lines():
+        for line in self._lines(lambda tenant, kind: tenant == tenant_id and (types is None or kind in types)):
             position = line.get("position")
             if position is None or line.get("tenant") != tenant_id or not wanted.has(line):
                 continue
@@ -111,11 +118,18 @@ class FileRecording:
         """A file has no ledger: all of it is in the log."""
         return {}, START
 
-    def _lines(self) -> Iterator[dict[str, Any]]:
+    def _lines(self, wanted: Callable[[str, str], bool] = lambda tenant, kind: True) -> Iterator[dict[str, Any]]:
+        """The lines. An entry's tenant and type are seen before the rest of it is read, which is not done for those
+        that are not `wanted`; from a file that somebody else has written, these may be among them."""
         try:
             opener = gzip.open if self._path.suffix == ".gz" else open
             with cast("IO[bytes]", opener(self._path, "rb")) as file:
                 for number, line in enumerate(file, 1):
+                    head = _HEAD.match(line)
+                    if head is not None and not wanted(
+                        head[1].decode(errors="replace"), head[2].decode(errors="replace")
+                    ):
+                        continue
                     value = orjson.loads(line)
                     if not isinstance(value, dict):
                         raise InvalidInputError(f"{self._path}, line {number}: is not a JSON object")
