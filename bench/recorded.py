@@ -44,7 +44,7 @@ def task_id_of(number: int) -> str:
     return derived_id("bench", number)
 
 
-def recorded_task(number: int, blobs: dict[str, bytes]) -> Iterator[AgentEvent]:
+def recorded_task(number: int, blobs: dict[str, bytes], tenant: str = TENANT) -> Iterator[AgentEvent]:
     """A task as a log has it: researched, checked, handed over, written. One in `LONG_EVERY` has a text that stands in
     a blob, which is added to `blobs` (hash → JSON)."""
     task_id = task_id_of(number)
@@ -56,7 +56,7 @@ def recorded_task(number: int, blobs: dict[str, bytes]) -> Iterator[AgentEvent]:
         place = next(facts)
         return AgentEvent(
             id=derived_id(task_id, "fact", place),
-            tenant_id=TENANT,
+            tenant_id=tenant,
             session_id=f"s{number % 1000}",
             task_id=task_id,
             source_agent_id="user",
@@ -87,7 +87,7 @@ def recorded_task(number: int, blobs: dict[str, bytes]) -> Iterator[AgentEvent]:
     payload = HandoffProposal(
         source_agent_id="researcher",
         target_agent_id="writer",
-        tenant_id=TENANT,
+        tenant_id=tenant,
         payload_type="research_result",
         content={"facts": ["a fact"], "question": TEXT},
         confidence=0.9,

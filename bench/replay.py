@@ -34,7 +34,10 @@ async def run(world: World) -> list[Figure]:
     try:
         async with world.log() as streams:
             clock = time.perf_counter()
-            await fill(streams, url, tasks, streamed)
+            pool = await connect(url)
+            await migrate(pool)
+            await fill(streams, pool, tasks, streamed)
+            await pool.close()
             filled_s = time.perf_counter() - clock
             note = f"{streamed * PER_TASK:,} of them on the stream only; made in {filled_s:.0f} s"
             figures = [Figure("events of the tenant", tasks * PER_TASK, "events", note=note)]
@@ -70,38 +73,33 @@ def _ms(number: int) -> int:
     return 1_760_000_000_000 + number
 
 
-async def fill(streams: Streams, database_url: str, tasks: int, streamed: int) -> None:
+async def fill(streams: Streams, pool: Pool, tasks: int, streamed: int, *, tenant: str = TENANT) -> None:
     """Make a tenant's log. Its entries are archived by the projections' own code, rows and sums of the ledger too, and
     the last ones are added to the stream as they are stored."""
-    pool = await connect(database_url)
-    try:
-        await migrate(pool)
-        archived = tasks - streamed
-        for start in range(0, archived, BATCH):
-            await _archive(pool, range(start, min(start + BATCH, archived)))
-        await pool.execute(_MOVE, TENANT, _ms(archived - 1), PER_TASK - 1, archived * PER_TASK)
-        # As autovacuum does some time after.
-        await pool.execute("VACUUM ANALYZE events, ledger, blobs", timeout=600)
-    finally:
-        await pool.close()
-    key = streams.keys.log(TENANT)
+    archived = tasks - streamed
+    for start in range(0, archived, BATCH):
+        await _archive(pool, tenant, range(start, min(start + BATCH, archived)))
+    await pool.execute(_MOVE, tenant, _ms(archived - 1), PER_TASK - 1, archived * PER_TASK)
+    # As autovacuum does some time after.
+    await pool.execute("VACUUM ANALYZE events, ledger, blobs", timeout=600)
+    key = streams.keys.log(tenant)
     for number in range(archived, tasks):
         pipeline = streams.redis.pipeline(transaction=False)
-        entries, blobs = _entries(number)
+        entries, blobs = _entries(tenant, number)
         for sha, data in blobs.items():
-            pipeline.set(streams.keys.blob(TENANT, sha), data)
+            pipeline.set(streams.keys.blob(tenant, sha), data)
         for entry in entries:
             pipeline.xadd(key, dict(entry.fields), id=_text(entry.position))  # type: ignore[arg-type]
         await pipeline.execute()
 
 
-async def _archive(pool: Pool, numbers: range) -> None:
+async def _archive(pool: Pool, tenant: str, numbers: range) -> None:
     entries: list[Recorded] = []
     blobs: dict[tuple[str, str], bytes] = {}
     for number in numbers:
-        made, large = _entries(number)
+        made, large = _entries(tenant, number)
         entries += made
-        blobs |= {(TENANT, sha): data for sha, data in large.items()}
+        blobs |= {(tenant, sha): data for sha, data in large.items()}
     async with pool.acquire() as conn, conn.transaction():
         await conn.execute("SET LOCAL synchronous_commit = off")
         await keep_blobs(conn, blobs)
@@ -109,9 +107,9 @@ async def _archive(pool: Pool, numbers: range) -> None:
             await projection.apply(conn, Relevant(entries).to(projection))
 
 
-def _entries(number: int) -> tuple[list[Recorded], dict[str, bytes]]:
+def _entries(tenant: str, number: int) -> tuple[list[Recorded], dict[str, bytes]]:
     blobs: dict[str, bytes] = {}
-    events = list(recorded_task(number, blobs))
+    events = list(recorded_task(number, blobs, tenant))
     return [Recorded(e, (_ms(number), place), stored(e, blobs)) for place, e in enumerate(events)], blobs
 
 

@@ -19,7 +19,6 @@ from projections.history import Spent, Wanted
 from projections.projection import START, Position, parse_position
 from schemas.content import Json, blob_of, resolve
 from schemas.errors import InvalidInputError, NotFoundError
-from schemas.event import FIELDS
 
 FORMAT = 1
 _HEAD = re.compile(rb'\{"tenant":"([^"\\]*)","position":"[^"\\]*","id":"[^"\\]*","type":"([^"\\]*)",')
@@ -99,11 +98,11 @@ class FileRecording:
         """In the file's order, which is the log's."""
         wanted = Wanted(session_id, task_id, types)
         for line in self._lines(lambda tenant, kind: tenant == tenant_id and (types is None or kind in types)):
-            position = line.get("position")
-            if position is None or line.get("tenant") != tenant_id or not wanted.has(line):
+            position, tenant = line.pop("position", None), line.pop("tenant", None)
+            if position is None or tenant != tenant_id or not wanted.has(line):
                 continue
             if after == START or parse_position(position) > after:
-                yield position, {name: line[name] for name in FIELDS}
+                yield position, line
 
     async def blob(self, tenant_id: str, sha256: str) -> bytes:
         """From the file."""
