@@ -154,8 +154,10 @@ and never mixed, because a recording cannot tell what an agent *would* have done
 | re-price: `reprice` | no | no | what the recorded tokens would have cost |
 | re-run: `fork`, `compare` | yes | a new task | what happens now |
 
-Every command reads the running system (archive and stream as one log, also after trimming), or files that
-`headwater export` wrote, with no server at all:
+Every command reads the running system, archive and stream as one log: it says the same after trimming, and also when
+Redis has nothing of the task any more. Or it reads files that `headwater export` wrote, with no server at all. A log is
+read a page at a time, so a tenant of a million events takes no more memory than one of a thousand (figures in
+[benchmarks](benchmarks.md)); of the ledger, `--at` reads the rows of the cost ledger up to that position.
 
 ```console
 $ headwater export --tenant acme --task $TASK -o task.jsonl.gz
