@@ -1,6 +1,7 @@
 """How a story, a moment and a blame look in a terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from rich.markup import escape
@@ -8,7 +9,7 @@ from rich.tree import Tree
 
 from headwater.cli.common import out
 from headwater.cli.showing import as_text
-from headwater.replay.story import Node, Story
+from headwater.replay.story import Node, Share, Story
 from schemas.money import plain
 
 _STATUS = {"completed": "green", "failed": "red", "cancelled": "yellow", "running": "blue"}
@@ -33,8 +34,8 @@ def show_story(story: Story) -> None:
     stack = [(tree, root) for root in reversed(story.roots)]
     while stack:
         parent, node = stack.pop()
-        branch = parent.add(_label(node))
         leading_on = [child for child in node.children if child.children]
+        branch = parent.add(_label(node, leading_on))
         for child in node.children:
             if not child.children:
                 branch.add(_label(child))
@@ -42,20 +43,53 @@ def show_story(story: Story) -> None:
         onto = parent if len(leading_on) == 1 else branch
         stack += [(onto, child) for child in reversed(leading_on)]
     out.print(tree)
-    waste = story.waste()
+    _show_money(story)
+
+
+def _show_money(story: Story) -> None:
+    """Where the money went: by agent, by step, and what came to nothing."""
+    if not story.attempts:
+        return
+    out.print(f"[bold]${plain(story.total_usd)}[/bold] went to")
+    rows = [(agent, share) for agent, share in story.by_agent().items()]
+    steps = [("all of it" if step is None else f"step {step}", share) for step, share in story.by_step().items()]
+    width = max(len(name) for name, _ in [*rows, *steps])
+    for name, share in rows:
+        out.print(f"  {escape(name):{width}}  {_share(share)}", soft_wrap=True)
+    if steps:
+        out.print("for")
+        for name, share in steps:
+            out.print(f"  {name:{width}}  {_share(share)}", soft_wrap=True)
+    waste = {kind: usd for kind, usd in story.waste().items() if usd}
     if waste:
         parts = ", ".join(f"${plain(usd)} on {_WASTE.get(kind, kind)}s" for kind, usd in waste.items())
-        out.print(f"  of ${plain(story.total_usd)}, ${plain(story.wasted_usd)} came to nothing: {parts}")
+        out.print(f"${plain(story.wasted_usd)} of it came to nothing: {parts}")
 
 
-def _label(node: Node) -> str:
+def _share(share: Share) -> str:
+    requests = "1 request" if share.attempts == 1 else f"{share.attempts:,} requests"
+    unknown = f", {share.unknown} of unknown cost" if share.unknown else ""
+    return f"${plain(share.cost_usd)} for {requests}{unknown}, {share.tokens:,} tokens"
+
+
+def _label(node: Node, leading_on: Sequence[Node] = ()) -> str:
     notes = []
-    if node.children and node.total_usd:
-        notes.append(f"${plain(node.total_usd)} in all")
+    if len(leading_on) > 1 and node.total_usd:
+        notes.append(f"${plain(node.total_usd)} in all its branches")
+    elif (run := _cost_of_run(node)) is not None:
+        notes.append(f"${run}")
     if node.outcome not in (None, "useful"):
         notes.append(f"[red]waste: {_WASTE.get(str(node.outcome), node.outcome)}[/red]")
     note = f"  [dim]({', '.join(notes)})[/dim]" if notes else ""
     return f"[dim]{node.after_us / 1_000_000:7.3f} s[/dim]  {escape(node.sentence)}{note}"
+
+
+def _cost_of_run(node: Node) -> str | None:
+    """What the run under a decision cost. With one request only, that one says it."""
+    attempts = [child for child in node.children if child.outcome is not None]
+    if len(attempts) < 2:
+        return None
+    return plain(sum((child.cost_usd for child in attempts), Decimal(0)))
 
 
 def show_moment(found: Mapping[str, Any]) -> None:

@@ -35,7 +35,7 @@ from schemas.event import AgentEvent
 QUOTE_CHARS = 100
 _QUESTIONS = {
     "route": "which agent should get it",
-    "decompose": "into which steps it splits",
+    "decompose": "how to split it into steps",
     "check": "whether the handoff is grounded in what its sender was given",
     "synthesize": "to put the results together",
 }

@@ -5,16 +5,17 @@ fact that it reacts to. So the tree reads as "because of this, that", and a bran
 everything under it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 from headwater.replay.sentences import tell
 from projections.outcomes import outcome_of
 from schemas.bodies import (
     AgentCancelled,
     AgentFailed,
+    HandoffAccepted,
     HandoffProposed,
     HandoffRejected,
     LlmAttempted,
@@ -22,10 +23,12 @@ from schemas.bodies import (
     SupervisorAsked,
     TaskCancelled,
     TaskFailed,
+    TaskRouted,
 )
 from schemas.event import AgentEvent
 from schemas.money import plain
 
+K = TypeVar("K")
 ZERO = Decimal(0)
 
 
@@ -39,6 +42,8 @@ class Node:
     """Microseconds since the task was submitted."""
     outcome: str | None = None
     """Of an LLM attempt: "useful", or what kind of waste it was."""
+    subtask: int | None = None
+    """Of an LLM attempt: the step that it was for, None for the task as a whole."""
     cost_usd: Decimal = ZERO
     tokens: int = 0
     total_usd: Decimal = ZERO
@@ -67,6 +72,34 @@ class Node:
             "wasted_usd": plain(self.wasted_usd),
             "attempts": self.attempts,
             "children": [child.as_dict() for child in self.children],
+        }
+
+
+@dataclass(slots=True)
+class Share:
+    """A part of what a task cost."""
+
+    cost_usd: Decimal = ZERO
+    attempts: int = 0
+    tokens: int = 0
+    unknown: int = 0
+    """Attempts of which nobody knows what they cost."""
+
+    def add(self, node: Node) -> None:
+        """Count one attempt."""
+        assert isinstance(node.event.body, LlmAttempted)
+        self.cost_usd += node.cost_usd
+        self.attempts += 1
+        self.tokens += node.tokens
+        self.unknown += node.event.body.cost_usd is None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "cost_usd": plain(self.cost_usd),
+            "attempts": self.attempts,
+            "tokens": self.tokens,
+            "unknown_attempts": self.unknown,
         }
 
 
@@ -104,6 +137,22 @@ class Story:
                 found[str(node.outcome)] = found.get(str(node.outcome), ZERO) + node.cost_usd
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
+    def by_agent(self) -> dict[str, Share]:
+        """What each agent's requests cost, the supervisor's questions too; the dearest first."""
+        return self._shares(lambda node: node.event.source_agent_id)
+
+    def by_step(self) -> dict[int | None, Share]:
+        """What each step of a decomposed task cost, None being what was for all of it; empty if it was not split."""
+        found = self._shares(lambda node: node.subtask)
+        return found if found.keys() - {None} else {}
+
+    def _shares(self, key: Callable[[Node], K]) -> dict[K, Share]:
+        found: dict[K, Share] = {}
+        for node in _walk(self.roots):
+            if node.outcome is not None:
+                found.setdefault(key(node), Share()).add(node)
+        return dict(sorted(found.items(), key=lambda item: -item[1].cost_usd))
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
@@ -116,6 +165,8 @@ class Story:
             "wasted_usd": plain(self.wasted_usd),
             "waste": {kind: plain(usd) for kind, usd in self.waste().items()},
             "attempts": self.attempts,
+            "by_agent": {agent: share.as_dict() for agent, share in self.by_agent().items()},
+            "by_step": [{"step": step} | share.as_dict() for step, share in self.by_step().items()],
             "story": [root.as_dict() for root in self.roots],
         }
 
@@ -125,7 +176,7 @@ def story_of(events: Iterable[AgentEvent]) -> Story | None:
     ordered = list(events)
     if not ordered:
         return None
-    outcomes = _outcomes(ordered)
+    outcomes, steps = _outcomes(ordered), _steps(ordered)
     first = ordered[0]
     nodes: dict[str, Node] = {}
     roots: list[Node] = []
@@ -139,6 +190,7 @@ def story_of(events: Iterable[AgentEvent]) -> Story | None:
         node = Node(event, tell(event, earlier), _microseconds(first, event))
         if isinstance(event.body, LlmAttempted):
             node.outcome = outcomes[event.id]
+            node.subtask = steps.get(event.body.call_id)
             node.cost_usd = Decimal(event.body.cost_usd or 0)
             node.tokens = event.body.tokens.total if event.body.tokens else 0
         parent = nodes.get(event.parent_event_id or "")
@@ -189,6 +241,24 @@ def _outcomes(events: list[AgentEvent]) -> dict[str, str]:
         for event in events
         if isinstance(event.body, LlmAttempted)
     }
+
+
+def _steps(events: list[AgentEvent]) -> dict[str, int]:
+    """Call → the step of the task that it is for."""
+    steps: dict[str, int] = {}
+    senders = {event.id: event.body.call_id for event in events if isinstance(event.body, HandoffProposed)}
+    for event in events:
+        match event.body:
+            case TaskRouted(subtask=int() as step, call_id=str() as call_id):
+                steps[call_id] = step
+            case SupervisorAsked(subtask=int() as step, call_id=str() as call_id):
+                steps[call_id] = step
+            case HandoffAccepted(call_id=str() as call_id) | HandoffRejected(call_id=str() as call_id):
+                # The receiver, or the sender again, works on the sender's step.
+                sender = senders.get(event.body.proposal_event_id or event.parent_event_id or "")
+                if sender in steps:
+                    steps[call_id] = steps[sender]
+    return steps
 
 
 def _add_up(node: Node) -> None:

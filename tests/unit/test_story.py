@@ -9,9 +9,11 @@ from schemas.bodies import (
     AgentFailed,
     AgentStarted,
     EventBody,
+    HandoffAccepted,
     HandoffProposed,
     HandoffRejected,
     LlmAttempted,
+    SupervisorAsked,
     TaskCompleted,
     TaskRouted,
     TaskSubmitted,
@@ -111,6 +113,40 @@ def test_a_branch_costs_what_is_under_it_and_waste_is_marked() -> None:
     assert (nodes["e5"]["outcome"], nodes["e9"]["outcome"]) == ("rejected_handoff", "useful")
     assert nodes["e1"]["attempts"] == 3
     assert list(nodes) == ["e0", "e1", "e2", "e3", "e4", "e5", "e6", "e7", "e8", "e9", "e10"]
+
+
+def test_the_money_is_told_by_agent_and_by_step() -> None:
+    story = told()
+    assert {agent: share.attempts for agent, share in story.by_agent().items()} == {"user": 3}
+    assert story.by_step() == {}, "it was not split"
+    accepted = HandoffAccepted(
+        source_agent_id="a", target_agent_id="b", payload_type="notes", strictness="lenient", checks=(), call_id="c3"
+    )
+    payload = HandoffProposal(
+        source_agent_id="a", target_agent_id="b", tenant_id="acme", payload_type="notes", content={}, confidence=1,
+        call_chain=("user",),
+    )  # fmt: skip
+    split = story_of(
+        [
+            event(0, TaskSubmitted(task_type="sale", text="sell it")),
+            event(1, SupervisorAsked(call_id="c0", question="decompose"), 0),
+            event(2, attempt("c0", "0.5"), 1),
+            event(3, routed("a", "c1").model_copy(update={"subtask": 0}), 0),
+            event(4, routed("b", "c2").model_copy(update={"subtask": 1}), 0),
+            event(5, attempt("c1", "0.02"), 3),
+            event(6, attempt("c2", None, "unknown"), 4),
+            event(7, HandoffProposed(call_id="c1", payload=payload), 3),
+            event(8, accepted, 7),
+            event(9, attempt("c3", "0.003"), 8),
+        ]
+    )
+    assert split is not None
+    assert {step: (share.cost_usd, share.attempts, share.unknown) for step, share in split.by_step().items()} == {
+        None: (Decimal("0.5"), 1, 0),
+        0: (Decimal("0.023"), 2, 0),
+        1: (Decimal(0), 1, 1),
+    }, "who takes a handoff over works on the same step"
+    assert sum(share.cost_usd for share in split.by_step().values()) == split.total_usd
 
 
 def test_it_reads_like_an_explanation() -> None:
