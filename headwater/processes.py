@@ -11,6 +11,7 @@ from handlers.provider import LitellmProvider, Provider
 from headwater.embedded import Endpoints
 from headwater.heartbeat import beating
 from headwater.history import LogArchive
+from headwater.rewinding import rewinding
 from headwater.runtime import add_decider, add_projector, add_runner, make_broker, make_llm, make_recall, worker_name
 from headwater.settings import Settings
 from headwater.teams import load_team
@@ -66,8 +67,9 @@ async def run_projector(settings: Settings, endpoints: Endpoints) -> None:
         await prepare_memory(pool)
         await rebuild_outdated(pool)
         broker = make_broker(endpoints.redis_url, streams)
-        add_projector(broker, streams, Runner(pool, streams.log), settings)
-        async with exporting(settings, pool), trimming(settings, streams, pool):
+        runner = Runner(pool, streams.log)
+        add_projector(broker, streams, runner, settings)
+        async with exporting(settings, pool), trimming(settings, streams, pool), rewinding(streams, pool, runner):
             logger.info("projector_started")
             await _run_until_stopped(broker, settings)
     finally:

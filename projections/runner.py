@@ -1,7 +1,8 @@
 """Applies leased batches to every projection: one transaction for the rows and the positions.
 
 Redis' checkpoint says what to send; the positions in PostgreSQL say what has been applied. A projector that dies
-between the two is sent the same entries again, and skips them here.
+between the two is sent the same entries again, and skips them here. A database that is behind the checkpoint, because
+it was restored or replaced, has the entries in between sent again (`projections.rewinding`).
 """
 
 import asyncio
@@ -14,6 +15,7 @@ import structlog
 
 from projections.archive import Archive, blob_hashes, keep_blobs
 from projections.db import Connection, Pool, database_errors
+from projections.history import archived_to
 from projections.ledger import Ledger
 from projections.memory import Memories
 from projections.metrics import Metrics
@@ -26,8 +28,10 @@ from projections.projection import (
     Relevant,
     Unreadable,
     columns,
+    format_position,
     parse_position,
 )
+from projections.rewinding import BehindError, check_not_behind, report
 from projections.sessions import Sessions
 from schemas.errors import NotFoundError, UnreadableEventError
 from schemas.event import decode, entry_fields
@@ -64,18 +68,51 @@ class Runner:
         self._pool = pool
         self._log = log
         self._projections = projections
+        self.names = [projection.name for projection in projections]
+        self.doubt = asyncio.Event()
+        """Set at first, and when PostgreSQL lacked something: all tenants have to be looked at."""
+        self.doubt.set()
+        self._newest: tuple[str, Position] | None = None
+        """What was applied last, of whatever tenant."""
 
     async def handle(self, leased: LeasedRound) -> list[Commit]:
-        """Apply a round; its commits only move Redis' checkpoint.
+        """Apply a round; its commits only move Redis' checkpoint, back for a tenant of whom PostgreSQL lacks more.
 
         A large round goes in two transactions side by side: one is prepared here while PostgreSQL works on the other.
         No row is shared between them, because no tenant is.
         """
-        applied = await asyncio.gather(*(self.apply(part) for part in in_parts(leased.batches)), return_exceptions=True)
+        parts = in_parts(leased.batches)
+        applied = await asyncio.gather(*(self._apply_or_rewind(part) for part in parts), return_exceptions=True)
+        back: dict[str, str] = {}
         for result in applied:
             if isinstance(result, BaseException):
                 raise result
-        return [Commit() for _ in leased.batches]
+            back |= result
+        return [Commit(back_to=back.get(batch.tenant_id)) for batch in leased.batches]
+
+    async def _apply_or_rewind(self, batches: Sequence[TenantBatch]) -> dict[str, str]:
+        """Apply what follows on what is applied. Returns for the other tenants where to read again from."""
+        try:
+            await self.apply(batches)
+            return {}
+        except BehindError as error:
+            behind = error.applied
+        self.doubt.set()
+        for batch in batches:
+            if batch.tenant_id in behind:
+                applied = behind[batch.tenant_id]
+                await report(self._pool, self._log, self.names, batch.tenant_id, applied, read=batch.start)
+        rest = [batch for batch in batches if batch.tenant_id not in behind]
+        back = {tenant: format_position(position) for tenant, position in behind.items()}
+        return back | (await self._apply_or_rewind(rest) if rest else {})
+
+    async def check_database(self) -> None:
+        """Set `doubt` if PostgreSQL has lost what was applied last. An older database has, whatever else it lacks."""
+        if self._newest is not None:
+            tenant_id, position = self._newest
+            if await archived_to(self._pool, tenant_id) < position:
+                self._newest = None
+                self.doubt.set()
 
     async def apply(self, batches: Sequence[TenantBatch]) -> None:
         """Apply batches of different tenants, whatever of them was not applied yet.
@@ -84,6 +121,7 @@ class Runner:
 
         Raises:
             UnavailableError: PostgreSQL or Redis is away; nothing was applied.
+            BehindError: PostgreSQL lacks what stands before a batch; nothing was applied.
         """
         try:
             await self._apply(batches, *_read(batches))
@@ -112,14 +150,15 @@ class Runner:
         with database_errors():
             async with self._pool.acquire() as conn, conn.transaction():
                 await conn.execute("SELECT pg_advisory_xact_lock_shared($1)", APPLY_LOCK)
-                positions = await _lock_positions(conn, tenants, [p.name for p in self._projections])
+                positions = await _lock_positions(conn, tenants, self.names)
+                applied_by = [{t: positions.get((name, t), START) for t in tenants} for name in self.names]
+                check_not_behind(starts, applied_by)
                 moves: list[tuple[object, ...]] = []
                 # First, for projections that read what an event refers to.
                 await keep_blobs(conn, blobs)
-                for projection in self._projections:
-                    applied = {tenant: positions.get((projection.name, tenant), START) for tenant in tenants}
+                for projection, applied in zip(self._projections, applied_by, strict=True):
                     new, counts = everything, all_counts
-                    if any(applied[tenant] > start for tenant, start in starts.items()):
+                    if applied != starts:
                         new = Relevant([e for e in entries if e.position > applied[e.event.tenant_id]])
                         counts = Counter(e.event.tenant_id for e in new.entries)
                     if relevant := new.to(projection):
@@ -129,6 +168,7 @@ class Runner:
                         await projection.apply_unreadable(conn, bad)
                     moves += [(projection.name, t, *ends[t], counts[t]) for t in tenants if ends[t] > applied[t]]
                 await conn.execute(_MOVE, *columns(moves, 5))
+        self._newest = (tenants[-1], ends[tenants[-1]])
 
     async def _blobs(self, entries: Sequence[Recorded]) -> dict[tuple[str, str], bytes]:
         wanted: dict[str, set[str]] = {}

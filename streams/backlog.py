@@ -4,7 +4,7 @@ Reading it is bounded whatever the number of tenants: a set per shard is counted
 are looked into.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 
 from streams.connection import Streams
@@ -13,6 +13,10 @@ from streams.wire import redis_errors
 READERS = ("decider", "projector")
 SAMPLE = 20
 """Tenants that are looked into, per shard and reader (or agent): those whose turn is next."""
+
+SCAN_KEYS = 1_000
+SCAN_TENANTS = 500
+"""How many keys are gone through, and how many tenants are looked into, in one step."""
 
 Place = tuple[str, str]
 """(tenant, position in its log)"""
@@ -53,6 +57,33 @@ async def reader_backlog(streams: Streams, reader: str) -> ReaderBacklog:
         read = await pipeline.execute() if tenants else []
     places = tuple((tenant, value.decode() if value else "0-0") for tenant, value in zip(tenants, read, strict=True))
     return ReaderBacklog(reader, sum(replies[::2]), places)
+
+
+async def read_places(streams: Streams, reader: str) -> AsyncIterator[list[Place]]:
+    """Where `reader` stands in the log of every tenant that it has read, some tenants at a time.
+
+    Goes through all keys of Redis, which takes a second a million; Redis serves others in between. A tenant may come
+    twice. Raises `UnavailableError` if Redis is away.
+    """
+    redis, keys = streams.redis, streams.keys
+    with redis_errors():
+        names: list[bytes] = []
+        async for name in redis.scan_iter(match=keys.any_readers, count=SCAN_KEYS):
+            names.append(name)
+            if len(names) == SCAN_TENANTS:
+                yield await _places(streams, names, reader)
+                names = []
+        if names:
+            yield await _places(streams, names, reader)
+
+
+async def _places(streams: Streams, names: Sequence[bytes], reader: str) -> list[Place]:
+    tenants = [tenant for name in names if (tenant := streams.keys.tenant_of(name.decode(errors="replace")))]
+    pipeline = streams.redis.pipeline(transaction=False)
+    for tenant in tenants:
+        pipeline.hget(streams.keys.readers(tenant), reader)
+    read = await pipeline.execute() if tenants else []
+    return [(tenant, value.decode()) for tenant, value in zip(tenants, read, strict=True) if value]
 
 
 async def oldest_unread_s(streams: Streams, places: Sequence[Place]) -> float:

@@ -99,6 +99,8 @@ class Commit:
     """(task, position) of entries that follow in the batch on one in `retries`."""
     tried: dict[str, int] = field(default_factory=dict)
     """For a batch of deferred entries: task → how many are done with, when it is not all of them."""
+    back_to: str | None = None
+    """Where the reader is to go on after, if not after the batch: it lacks what stands before it."""
 
     def add(self, more: "Commit") -> None:
         """Take over what was made of one more event."""
@@ -201,7 +203,7 @@ class Functions(FunctionCalls):
         futures = [
             self._submit("commit", batch.shard, {
                 "reader": reader, "tenant": batch.tenant_id, "epoch": batch.epoch, "from": batch.start,
-                "to": batch.end, "facts": commit.facts, "blobs": list(commit.blobs.items()),
+                "to": commit.back_to or batch.end, "facts": commit.facts, "blobs": list(commit.blobs.items()),
                 "calls": [(c.call_id, c.agent_id, c.rank, c.body) for c in commit.calls],
                 "states": list(commit.states.items()), "ended": commit.ended, "parked": commit.parked,
                 "notify": [(task, index + 1) for task, index in commit.notify], "cancels": commit.cancels,
@@ -344,6 +346,14 @@ class Functions(FunctionCalls):
         item = {"tenant": tenant_id, "upto": upto, "max": max_entries, "max_blobs": max_blobs}
         removed, bound, unused = await self._call("trim", self.keys.shard_of(tenant_id), item)
         return removed, bound, unused
+
+    async def rewind(self, tenant_id: str, reader: str, *, start: str, back_to: str) -> bool:
+        """Have a reader that stands at `start` read again after `back_to`.
+
+        False: it does not stand there any more, or reads just now.
+        """
+        item = {"tenant": tenant_id, "reader": reader, "from": start, "to": back_to}
+        return bool(await self._call("rewind", self.keys.shard_of(tenant_id), item) == 1)
 
     async def forget(self, tenant_id: str, hashes: Sequence[str], *, bound: str) -> int:
         """Remove contents, unless an entry since `bound` has brought them along. Returns how many there were."""

@@ -23,7 +23,8 @@
 --   S:leases             zset  tenant|call -> ms at which the worker's lease on that call ends
 --   S:turn               counter that orders the tenants in ready:agent:<id>
 --   S:T:log              stream of facts
---   S:T:readers          hash  <reader> -> position read so far, <reader>:epoch -> number of the newest lease
+--   S:T:readers          hash  <reader> -> position read so far, <reader>:epoch -> number of the newest lease,
+--                              trimmed -> newest position that was trimmed
 --   S:T:state            hash  task -> the decider's folded state, while the task is open
 --   S:T:queue:<agent>    zset  call -> priority rank and age
 --   S:T:call:<id>        hash  body, agent, rank, owner, delivery, cancelled; s<key> -> position of a recorded step
@@ -41,7 +42,7 @@
 --   A:workers:<agent>    zset  worker -> ms at which its loan of slots ends unless it renews it
 --   A:slots:<agent>      hash  worker -> number of slots, each the right to run that agent once at a time
 
-local VERSION = 10
+local VERSION = 11
 local LOG_READERS = {'decider', 'projector'}
 local MAX_DUE = 32  -- how many tasks are tried again in one batch
 local LANE_BELL_S = 3600
@@ -694,12 +695,30 @@ local function trim(S, item)
   if steps[2] then keep(string.format('%.0f-0', tonumber(steps[2]))) end
   local log = prefix .. ':log'
   need('stream', log)
+  -- Kept for who has to say what is missing. Written first: of what is removed nothing can be asked any more.
+  local last = before('0-0', bound) and redis.call('XREVRANGE', log, '(' .. bound, '-', 'COUNT', 1)[1]
+  if last then redis.call('HSET', prefix .. ':readers', 'trimmed', last[1]) end
   local removed = redis.call('XTRIM', log, 'MINID', '~', bound, 'LIMIT', item.max)
   -- What is left is less than a node of the stream.
   if removed == 0 then removed = redis.call('XTRIM', log, 'MINID', '=', bound) end
   local unused = redis.call('ZRANGE', prefix .. ':blobs', '-inf', '(' .. string.match(bound, '^%d+'), 'BYSCORE',
     'LIMIT', 0, item.max_blobs)
   return {removed, bound, unused}
+end
+
+-- rewind: a reader goes back and reads again what stands after `to`, for what it made of it is lost.
+--   item   {tenant, reader, from, to}
+--   reply  1 | {"stale"}   stale: it does not stand at `from`, or holds a lease; who holds it finds out by itself
+local function rewind(S, item)
+  local now = now_ms()
+  local readers, ready = S .. ':' .. item.tenant .. ':readers', S .. ':ready:' .. item.reader
+  local ends = tonumber(redis.call('ZSCORE', ready, item.tenant) or 0)
+  if redis.call('HGET', readers, item.reader) ~= item.from or ends > now then return {'stale'} end
+  need('list', S .. ':bell:' .. item.reader)
+  redis.call('HSET', readers, item.reader, item.to)
+  redis.call('ZADD', ready, now, item.tenant)
+  ring(S, item.reader, '1')
+  return 1
 end
 
 -- forget: removes contents that no fact has brought along since `bound`. The caller knows that they are archived, and
@@ -747,6 +766,7 @@ register('reclaim', reclaim)
 register('slots', slots)
 register('resolve', resolve)
 register('trim', trim)
+register('rewind', rewind)
 register('forget', forget)
 redis.register_function{
   function_name = 'hw_version',

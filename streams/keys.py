@@ -4,8 +4,10 @@ Tenants hash onto a fixed number of shards. All keys of a shard carry the same h
 of them, on Redis Cluster too.
 """
 
+import re
 import zlib
 
+from schemas.errors import InvalidInputError
 from schemas.ids import check_tenant_id
 
 META = "hw:meta"
@@ -47,6 +49,19 @@ class Keys:
     def readers(self, tenant_id: str) -> str:
         """Hash: how far each reader has read the tenant's log."""
         return f"{self.prefix(tenant_id)}:readers"
+
+    @property
+    def any_readers(self) -> str:
+        """A pattern that the names of all tenants' `readers` match."""
+        return "hw:{s*}:*:readers"
+
+    def tenant_of(self, readers: str) -> str | None:
+        """The tenant whose `readers` has this name, or None: it is the name of something else."""
+        found = re.fullmatch(r"hw:\{s\d+\}:([^:]+):readers", readers)
+        try:
+            return found[1] if found is not None and self.readers(found[1]) == readers else None
+        except InvalidInputError:
+            return None
 
     def parked(self, tenant_id: str) -> str:
         """The tenant's stream of entries that a reader could not handle."""

@@ -79,6 +79,12 @@ class Log:
             oldest = entries_of(await self.redis.xrange(self.keys.log(tenant_id), count=1))
         return oldest[0][0] if oldest else None
 
+    async def trimmed_to(self, tenant_id: str) -> str:
+        """The position of the newest entry that was trimmed, or is about to be; "0-0" if none was."""
+        with redis_errors():
+            trimmed = await self.redis.hget(self.keys.readers(tenant_id), "trimmed")
+        return trimmed.decode() if isinstance(trimmed, bytes) else "0-0"
+
     async def fetch(self, tenant_id: str, positions: Iterable[str]) -> list[AgentEvent]:
         """The events at exactly these positions. `NotFoundError`: one is neither in the stream nor archived."""
         wanted = list(positions)

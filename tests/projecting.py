@@ -8,7 +8,7 @@ from schemas.bodies import EventBody
 from schemas.event import AgentEvent
 from schemas.ids import new_id
 from streams.connection import Streams
-from streams.functions import Commit
+from streams.subscriber import LeasedRound
 
 READER = "projector"
 
@@ -23,8 +23,8 @@ async def project(streams: Streams, pool: Pool) -> None:
         )
         for batch in shard
     ]:
-        await runner.apply(batches)
-        assert all(await streams.functions.commit(READER, [(batch, Commit()) for batch in batches]))
+        commits = await runner.handle(LeasedRound(READER, batches))
+        assert all(await streams.functions.commit(READER, list(zip(batches, commits, strict=True))))
 
 
 def event(body: EventBody, tenant: str, session: str = "s1", task: str = "task-1", agent: str = "user") -> AgentEvent:

@@ -1,5 +1,7 @@
 """What is open to everybody: health and the descriptions of both interfaces; and the metrics, which are not."""
 
+import contextlib
+
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CollectorRegistry, generate_latest
@@ -13,6 +15,8 @@ from headwater.settings import Settings
 from projections.api_keys import authenticate
 from projections.db import Pool, is_reachable
 from projections.exposition import MetricsCollector, snapshot, tenant_snapshot
+from projections.rewinding import missing_ranges
+from schemas.errors import UnavailableError
 from streams.connection import Streams
 from streams.connection import is_reachable as redis_is_reachable
 
@@ -34,12 +38,17 @@ async def healthz() -> dict[str, str]:
     responses={503: {"description": "Not ready.", "content": {"application/json": {"schema": {"type": "object"}}}}},
 )
 async def readyz(request: Request) -> Response:
-    """Redis and PostgreSQL answer."""
+    """Redis and PostgreSQL answer. `missing`, if there: how many parts of logs `headwater missing` lists."""
     streams: Streams = request.app.state.streams
     pool: Pool = request.app.state.pool
     checks = {"redis": await redis_is_reachable(streams.redis), "postgres": await is_reachable(pool)}
     ready = all(checks.values())
-    return JSONResponse({"status": "ready" if ready else "not ready", "checks": checks}, 200 if ready else 503)
+    answer: dict[str, object] = {"status": "ready" if ready else "not ready", "checks": checks}
+    with contextlib.suppress(UnavailableError):
+        # Only a number: everybody may ask. And no reason for not being ready: no restart brings them back.
+        if checks["postgres"] and (missing := len(await missing_ranges(pool))):
+            answer["missing"] = missing
+    return JSONResponse(answer, 200 if ready else 503)
 
 
 @health.get(

@@ -11,6 +11,7 @@ from headwater.client import Headwater
 from headwater.trimming import Trimmed, trim_logs
 from projections.rebuild import ProjectionDigest, digests, rebuildable
 from projections.rebuild import rebuild as rebuild_projections
+from projections.rewinding import missing_ranges
 from schemas.errors import InvalidInputError
 from schemas.ids import check_tenant_id
 
@@ -20,6 +21,7 @@ def register(app: typer.Typer) -> None:
     app.command("rebuild")(rebuild)
     app.command("digest")(digest)
     app.command("trim")(trim)
+    app.command("missing")(missing)
 
 
 def rebuild(
@@ -85,6 +87,31 @@ def trim(
     out.print(
         f"{sum(one.entries for one in trimmed):,} events and {sum(one.blobs for one in trimmed):,} contents removed"
     )
+
+
+def missing(
+    tenant: Annotated[str | None, typer.Option("--tenant", "-t", help="Only this tenant.")] = None,
+    data: DataOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """List the parts of logs that are in no read model: trimmed from Redis, and lost with a newer PostgreSQL.
+
+    What a restored database lacks and Redis still has is read again by itself, and is not missing.
+    """
+    if tenant is not None:
+        check_tenant_id(tenant)
+    found = connected(read_settings(data=data), lambda hw: missing_ranges(hw.pool, tenant_id=tenant))
+    if json_:
+        for one in found:
+            print_json(asdict(one))
+        return
+    if not found:
+        out.print("nothing is missing")
+        return
+    table = table_of("tenant", "all after", "and before", "noticed")
+    for one in found:
+        table.add_row(one.tenant, one.after, one.before, f"{one.noticed_at:%Y-%m-%d %H:%M:%S}")
+    out.print(table)
 
 
 def _show(found: list[ProjectionDigest], json_: bool) -> None:

@@ -7,6 +7,7 @@ import pytest
 from headwater.embedded import Endpoints
 from headwater.settings import Settings
 from schemas.errors import NotFoundError
+from streams.backlog import read_places
 from streams.connection import Streams
 from streams.functions import Commit
 from streams.parked import DeadLetter, DeadLetters
@@ -82,3 +83,26 @@ async def test_trimming_goes_no_further_than_the_slowest_reader(streams: Streams
     removed, bound, _ = await streams.functions.trim(tenant, upto="9999999999999-0")
     assert (removed, bound) == (1, positions[1])
     assert [position for position, _ in await streams.log.read(tenant)] == positions[1:]
+    assert await streams.log.trimmed_to(tenant) == positions[0]
+
+
+async def test_every_reader_is_found_and_can_be_turned_back(streams: Streams) -> None:
+    positions = {tenant: (await submit(streams, tenant, "x")).position for tenant in TENANTS}
+    # Names that look like those of readers, and a tenant that nobody has read.
+    await streams.redis.zadd(streams.keys.ready(0, "agent:readers"), {"acme": 1})
+    await read_all(streams)
+    await submit(streams, "unread", "x")
+    found = dict([place async for places in read_places(streams, "projector") for place in places])
+    assert found == positions
+    first, *others = TENANTS
+    assert await streams.functions.rewind(first, "projector", start=positions[first], back_to="0-0")
+    assert not await streams.functions.rewind(others[0], "projector", start="0-0", back_to="0-0")
+    assert await read_all(streams) == {first: [positions[first]], "unread": [await streams.log.end("unread")]}
+
+
+async def read_all(streams: Streams) -> dict[str, list[str]]:
+    """Lease and commit all that is there for the projector. Returns the positions by tenant."""
+    leased = await streams.functions.lease(range(SHARDS), "projector", lease_ms=60_000, max_tenants=99, max_entries=99)
+    batches = [batch for batches in leased for batch in batches]
+    assert all(await streams.functions.commit("projector", [(batch, Commit()) for batch in batches]))
+    return {batch.tenant_id: [position for position, _ in batch.entries] for batch in batches}
