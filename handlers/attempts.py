@@ -176,7 +176,7 @@ class Attempts:
             agent_id=call.agent_id,
             tier=request.tier,
             requested_model=model,
-            reason="unpriced" if unpriced else "spent",
+            because="unpriced" if unpriced else "spent",
             budget_usd=plain(budget_usd),
             spent_usd=plain(spent_usd),
         )

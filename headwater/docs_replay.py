@@ -90,6 +90,7 @@ submits the rest. With `--agents` it does so unless the module's file has change
 _LIMITS = """\
 `--budget` is checked before each LLM request, so a fork may go over it by the requests that it has in flight at once,
 and an attempt of unknown cost does not count; a model without a price is not asked at all.
+A request that is held back is a `budget.exceeded` in the log, and counted in `budget_exceeded_total`.
 
 `headwater task ID --forks` lists the forks of a task, and theirs, with what they cost beside it.
 

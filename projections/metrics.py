@@ -169,7 +169,7 @@ def samples(body: EventBody, decomposed: bool) -> Iterator[Added]:
         case LlmAttempted():
             yield from _attempt(body)
         case BudgetExceeded():
-            yield "budget_exceeded_total", (TENANT, body.reason), 1
+            yield "budget_exceeded_total", (TENANT, body.because), 1
         case EventParked():
             yield "parked_entries", (TENANT,), 1
         case EventRedriven() | EventDropped():

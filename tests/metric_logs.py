@@ -136,7 +136,7 @@ def write_budgets(book: Logbook) -> None:
     asked: dict[str, Any] = {"call_id": "c", "ordinal": 3, "delivery": 1, "agent_id": "writer", "tier": "fast"}
     asked |= {"requested_model": "openai/small", "budget_usd": plain(RATE * 150)}
     for task, reason, spent in (("b-spent", "spent", 300), ("b-spent", "spent", 300), ("b-unpriced", "unpriced", 0)):
-        book.add(BudgetExceeded(reason=reason, spent_usd=plain(RATE * spent), **asked), task=task, source="writer")
+        book.add(BudgetExceeded(because=reason, spent_usd=plain(RATE * spent), **asked), task=task, source="writer")
     book.add(TaskCompleted(result=1, routed_by="rules", agent_results={}), task="b-within")
     for task in ("b-spent", "b-unpriced", "b-none"):
         book.add(TaskFailed(reason="no"), task=task)

@@ -92,7 +92,7 @@ _SUMMARIES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "llm.attempted": _attempt,
     "budget.exceeded": lambda b: (
         f"{b['requested_model']} not asked: ${b['spent_usd']} of ${b['budget_usd']} are spent"
-        if b["reason"] == "spent"
+        if b["because"] == "spent"
         else f"{b['requested_model']} not asked: its price is not known"
     ),
     "step.recorded": lambda b: f"{b['name']} → {_short(b['result'])}",

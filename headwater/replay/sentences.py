@@ -153,7 +153,7 @@ def _attempted(body: LlmAttempted, event: AgentEvent, _: Sequence[AgentEvent]) -
 
 
 def _exceeded(body: BudgetExceeded, event: AgentEvent, _: Sequence[AgentEvent]) -> str:
-    if body.reason == "unpriced":
+    if body.because == "unpriced":
         return f"{body.agent_id} was not let ask {body.requested_model}: its price is not known, and there is a budget"
     return f"{body.agent_id} was not let ask {body.requested_model}: ${body.spent_usd} of ${body.budget_usd} are spent"
 

@@ -122,7 +122,7 @@ class BudgetExceeded(EventBody):
     agent_id: AgentId
     tier: str
     requested_model: str
-    reason: Literal["spent", "unpriced"]
+    because: Literal["spent", "unpriced"]
     budget_usd: DecimalText
     spent_usd: DecimalText
 

@@ -72,7 +72,7 @@ async def test_a_request_is_held_back_in_one_fact_however_often_its_call_is_deli
     # Of a worker that died it is not known what it had sent last; those attempts are listed as unknown.
     (attempt,) = [attempt for attempt in await call.attempts() if attempt.status != "unknown"]
     (refusal,) = await refusals(call)
-    assert (refusal.ordinal, refusal.delivery, refusal.reason) == (1, 1, "spent")
+    assert (refusal.ordinal, refusal.delivery, refusal.because) == (1, 1, "spent")
     assert (refusal.budget_usd, refusal.spent_usd) == (BUDGET, attempt.cost_usd)
     assert await spent_usd(streams, "acme", call.call.task_id) == Decimal(attempt.cost_usd or 0) > Decimal(BUDGET)
     started = [event for event in await call.events() if event.type == "agent.started"]
@@ -96,4 +96,4 @@ async def test_a_model_without_a_price_is_held_back_before_anything_is_sent(
     assert ended.type == "agent.failed"
     assert await call.attempts() == []
     (refusal,) = await refusals(call)
-    assert (refusal.reason, refusal.requested_model, refusal.spent_usd) == ("unpriced", "openai/unheard-of", "0")
+    assert (refusal.because, refusal.requested_model, refusal.spent_usd) == ("unpriced", "openai/unheard-of", "0")

@@ -135,7 +135,7 @@ async def test_a_budget_ends_a_fork_and_is_forgotten_with_it(endpoints: Endpoint
         assert "has spent $" in str(stopped.outcome.error)
         assert stopped.cost_usd == first, "what was spent before the limit, and nothing after it"
         (refused,) = stopped.bodies("budget.exceeded")
-        assert (refused.agent_id, refused.requested_model, refused.reason) == (
+        assert (refused.agent_id, refused.requested_model, refused.because) == (
             "writer",
             "openai/sim-reasoning",
             "spent",
@@ -147,13 +147,15 @@ async def test_a_budget_ends_a_fork_and_is_forgotten_with_it(endpoints: Endpoint
         priceless = await forked(harness, origin, ForkOptions(budget_usd="1", models={"fast": ("openai/unheard-of",)}))
         assert "price of openai/unheard-of is not known" in str(priceless.outcome.error)
         assert priceless.bodies("llm.attempted") == []
-        assert [body.reason for body in priceless.bodies("budget.exceeded")] == ["unpriced"]
+        assert [body.because for body in priceless.bodies("budget.exceeded")] == ["unpriced"]
         story = story_of(priceless.events)
         assert story is not None
         assert "was not let ask openai/unheard-of: its price is not known" in str(story.as_dict())
         redis, keys = harness.hw.streams.redis, harness.hw.streams.keys
         await until(lambda: _none_kept(redis, keys.spent("acme")), "nothing is kept of ended tasks")
         await check_money(harness)
+        report = await verify(harness.hw.history, ["acme"], Rules(TEAM, TEAM.strictness))
+        assert (report.tasks, report.diverged, report.skipped) == (4, 0, 0), report.differences
 
 
 class Patient(BaseAgent):
