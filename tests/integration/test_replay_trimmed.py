@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from examples.research_team.agents import team
+from headwater.client import Headwater
 from headwater.embedded import Endpoints
 from headwater.replay.compare import compare
 from headwater.replay.fork import ForkOptions, fork_task
@@ -118,10 +119,10 @@ async def play(harness: Harness, directory: Path) -> Play:
     return Play(harness, runs, forks, directory)
 
 
-async def trim_before(harness: Harness, tenant: str, position: str) -> Trimmed:
+async def trim_before(hw: Headwater, tenant: str, position: str) -> Trimmed:
     """Trim what is older than the millisecond of a position."""
     hours = (time.time() * 1000 - parse_position(position)[0]) / HOUR_MS
-    [trimmed] = await trim_logs(harness.hw.streams, harness.hw.pool, retention_hours=hours, tenant_id=tenant)
+    [trimmed] = await trim_logs(hw.streams, hw.pool, retention_hours=hours, tenant_id=tenant)
     return trimmed
 
 
@@ -130,9 +131,9 @@ async def stored_blobs(harness: Harness, tenant: str) -> int:
     return len(await streams.redis.keys(f"{streams.keys.prefix(tenant)}:blob:*"))
 
 
-async def lose(harness: Harness, tenant: str) -> None:
+async def lose(hw: Headwater, tenant: str) -> None:
     """Remove whatever Redis has of a tenant."""
-    streams = harness.hw.streams
+    streams = hw.streams
     await streams.redis.delete(*await streams.redis.keys(f"{streams.keys.prefix(tenant)}:*"))
     assert await streams.log.oldest(tenant) is None
 
@@ -152,7 +153,7 @@ async def test_replay_says_the_same_wherever_the_events_are(endpoints: Endpoints
         # First a part of the origin: the rest of it, and all of the fork, stand on the stream.
         events = played.runs["acme"].events
         cut = next(event for event in events if event.type == "handoff.proposed")
-        await trim_before(harness, "acme", str(cut.position))
+        await trim_before(harness.hw, "acme", str(cut.position))
         left = await streamed(harness, "acme")
         assert events[0].id not in left
         assert {events[-1].id, played.forks["acme"].events[0].id} <= left
@@ -160,12 +161,12 @@ async def test_replay_says_the_same_wherever_the_events_are(endpoints: Endpoints
 
         # Then all of it, with the contents.
         assert await stored_blobs(harness, "acme") > 0
-        await trim_before(harness, "acme", format_position((2**50, 0)))
+        await trim_before(harness.hw, "acme", format_position((2**50, 0)))
         assert len(await streamed(harness, "acme")) <= 1
         assert await stored_blobs(harness, "acme") == 0
         assert await played.look("acme") == of_acme
 
-        await lose(harness, "acme")
+        await lose(harness.hw, "acme")
         assert await played.look("acme", "globex") == before
 
 
@@ -197,9 +198,9 @@ async def test_a_trimmed_task_is_forked_as_before(endpoints: Endpoints, tmp_path
     async with running(team, endpoints, answers=ANSWERS) as harness:
         played = await play(harness, tmp_path)
         origin, first = played.runs["acme"], played.forks["acme"]
-        await trim_before(harness, "acme", format_position((2**50, 0)))
+        await trim_before(harness.hw, "acme", format_position((2**50, 0)))
         if lost:
-            await lose(harness, "acme")
+            await lose(harness.hw, "acme")
         assert await stored_blobs(harness, "acme") == 0
         recording = harness.hw.history
         made = [await compare(recording, "acme", origin.outcome.task_id, first.outcome.task_id)]
