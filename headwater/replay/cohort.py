@@ -107,8 +107,13 @@ async def choose(
     )
     pairs = [Pair(task_id, fork_id_of(tenant_id, cohort.key(options, task_id))) for task_id in found]
     known = await standing(hw.pool, tenant_id, [pair.fork_id for pair in pairs])
-    ranked = sorted(pairs, key=lambda p: (p.fork_id not in known, derived_id(str(seed), p.origin_id)))
-    return ranked[:sample]
+
+    def chance(pair: Pair) -> str:
+        return derived_id(str(seed), pair.origin_id)
+
+    chosen = sorted(pairs, key=lambda pair: (pair.fork_id not in known, chance(pair)))[:sample]
+    # In one order, whichever of them existed before.
+    return sorted(chosen, key=chance)
 
 
 async def run(
