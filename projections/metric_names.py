@@ -59,6 +59,10 @@ METRICS = {
             "Tasks that ended: completed, failed or cancelled.",
         ),
         MetricName(
+            "supervisor_tasks_accepted_total", "counter", ("tenant_id",), "Tasks that were accepted, forks among them."
+        ),
+        MetricName("supervisor_tasks_open", "gauge", ("tenant_id",), "Tasks that were accepted and have not ended."),
+        MetricName(
             "context_compilation_duration_seconds",
             "histogram",
             ("tenant_id", "model_tier"),

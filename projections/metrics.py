@@ -32,6 +32,7 @@ from schemas.bodies import (
     TaskFailed,
     TaskForked,
     TaskRouted,
+    TaskSubmitted,
 )
 from schemas.money import exact_sum
 
@@ -86,6 +87,7 @@ class Metrics:
             TaskDecomposed.type,
             TaskForked.type,
             TaskRouted.type,
+            TaskSubmitted.type,
         }
     )
 
@@ -161,7 +163,11 @@ def samples(body: EventBody, decomposed: bool) -> Iterator[Added]:
         case HandoffAccepted() | HandoffRejected():
             names = (body.source_agent_id, body.target_agent_id, body.strictness, _result(body))
             yield "handoff_validations_total", names, 1
+        case TaskSubmitted() | TaskForked():
+            yield "supervisor_tasks_accepted_total", (TENANT,), 1
+            yield "supervisor_tasks_open", (TENANT,), 1
         case TaskCompleted() | TaskFailed() | TaskCancelled():
+            yield "supervisor_tasks_open", (TENANT,), -1
             split = decomposed or (isinstance(body, TaskCompleted) and body.decomposed)
             yield "supervisor_tasks_total", (TENANT, str(split).lower(), _TASK_ENDS[body.type]), 1
         case ContextCompiled():

@@ -25,6 +25,7 @@ from schemas.bodies import (
     TaskFailed,
     TaskForked,
     TaskRouted,
+    TaskSubmitted,
 )
 from schemas.money import TokenCounts, plain
 from tests.logbook import RATE, Logbook
@@ -63,6 +64,8 @@ def log_of_everything(tenant: str) -> Logbook:
             book.add(TaskDecomposed(subtasks=(Subtask(description="one"),)), task=task)
         book.add(body, task=task)
 
+    for n in range(1, 9):
+        book.add(TaskSubmitted(task_type="t", text="do it"), task=f"t-{n}", source="user")
     book.add(AgentCompleted(call_id="c-1", result=1, **who), task="t-1", source="writer")
     book.add(AgentCompleted(call_id="c-2", result=1, **(who | {"duration_us": 1000})), task="t-1", source="writer")
     book.add(AgentFailed(call_id="c-3", error_class="E", error="no", **who), task="t-2", source="writer")

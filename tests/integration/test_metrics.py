@@ -56,6 +56,9 @@ async def test_every_name_has_its_labels_and_values(pool: Pool, runner: Runner) 
         ("cancelled", "true"): 1,
         ("cancelled", "false"): 0,
     }
+    assert acme("supervisor_tasks_accepted_total") == 8
+    assert acme("supervisor_tasks_open") == 8 - sum(ended.values()) == 3
+    assert value(series, "supervisor_tasks_open", tenant_id="third") == 1, "forks are tasks"
     requests = {s: acme("llm_requests_total", status=s) for s in ("ok", "error", "cancelled", "unknown")}
     assert requests == {"ok": 2, "error": 1, "cancelled": 1, "unknown": 1}
     tokens = {t: acme("llm_tokens_used_total", token_type=t) for t in ("input_uncached", "cache_read", "output_text")}

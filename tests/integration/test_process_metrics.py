@@ -24,7 +24,8 @@ from streams.functions import Commit, Functions, NewCall
 from streams.log import Log
 from streams.memory import node_memory
 from tests.conftest import SHARDS
-from tests.metric_logs import read
+from tests.metric_logs import read, value
+from tests.processes import until
 from tests.projecting import event, project
 from tests.serving import Echo, echo_team, key_of, served, working
 
@@ -169,6 +170,41 @@ async def test_the_application_shows_its_requests_and_everything_else(
         assert {name.removesuffix("_created") for name, _ in own} <= {
             sample for name in METRICS for sample in (name, f"{name}_bucket", f"{name}_sum", f"{name}_count")
         }
+
+
+async def test_open_tasks_are_those_that_were_accepted_and_have_not_ended(
+    settings: Settings, endpoints: Endpoints, streams: Streams, pool: Pool, database_url: str
+) -> None:
+    here = Endpoints(endpoints.redis_url, database_url)
+    agent = Echo()
+    async with (
+        served(settings, here) as url,
+        working(settings, here, echo_team(agent)),
+        httpx.AsyncClient(base_url=url, timeout=30) as local,
+    ):
+        keys = {tenant: await key_of(pool, tenant) for tenant in ("acme", "globex")}
+
+        async def post(tenant: str, task_type: str) -> str:
+            body = {"session": "s", "text": "hello", "type": task_type}
+            task: str = (await local.post("/v1/tasks", json=body, headers=keys[tenant])).json()["task"]
+            return task
+
+        async def shown(tenant: str) -> tuple[float, float]:
+            series = read((await local.get("/metrics", headers=keys[tenant])).text)
+            names = ("supervisor_tasks_accepted_total", "supervisor_tasks_open")
+            return value(series, names[0], tenant_id=tenant), value(series, names[1], tenant_id=tenant)
+
+        async def are(expected: dict[str, tuple[float, float]]) -> bool:
+            return {tenant: await shown(tenant) for tenant in keys} == expected
+
+        held = [await post("acme", "held") for _ in range(2)]
+        await post("acme", "quick")
+        await post("globex", "quick")
+        await until(lambda: are({"acme": (3, 2), "globex": (1, 0)}), "two are open")
+        await local.post(f"/v1/tasks/{held[0]}/cancel", headers=keys["acme"])
+        await until(lambda: are({"acme": (3, 1), "globex": (1, 0)}), "one was cancelled")
+        agent.release.set()
+        await until(lambda: are({"acme": (3, 0), "globex": (1, 0)}), "all have ended")
 
 
 async def test_how_full_redis_is(streams: Streams) -> None:
