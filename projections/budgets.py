@@ -9,15 +9,14 @@ from decimal import Decimal
 
 from projections.db import Connection
 from projections.projection import Recorded, columns
-from schemas.bodies import BudgetExceeded, EventBody, LlmAttempted, TaskForked
+from schemas.bodies import TERMINAL, BudgetExceeded, EventBody, LlmAttempted, TaskForked
 from schemas.money import exact_sum
 
 BudgetSample = tuple[str, tuple[str, ...], Decimal | int]
 """(metric, values of its labels, value). The tenant's label is left empty: it is the row's tenant."""
 
-_OPEN = """
-SELECT b.* FROM metric_budgets b JOIN unnest($1::text[], $2::text[]) AS t (tenant, task) USING (tenant, task)
-"""
+# Of the tenants, not of the tasks: open budgets are few, and a batch has thousands of tasks.
+_OPEN = "SELECT tenant, task, limit_usd, spent_usd, exceeded FROM metric_budgets WHERE tenant = ANY($1)"
 _KEEP = """
 INSERT INTO metric_budgets (tenant, task, limit_usd, spent_usd, exceeded)
 SELECT * FROM unnest($1::text[], $2::text[], $3::numeric[], $4::numeric[], $5::boolean[])
@@ -27,6 +26,7 @@ _END = """
 DELETE FROM metric_budgets b USING unnest($1::text[], $2::text[]) AS ended (tenant, task)
 WHERE b.tenant = ended.tenant AND b.task = ended.task
 """
+_READS = TERMINAL | {TaskForked.type, LlmAttempted.type, BudgetExceeded.type}
 _Task = tuple[str, str]
 _ZERO = Decimal(0)
 _TENANT = ("",)
@@ -60,23 +60,23 @@ class OpenBudget:
 
 async def budget_samples(conn: Connection, batch: Sequence[Recorded]) -> list[tuple[str, BudgetSample]]:
     """(tenant, sample) for what the tasks with a budget did in this batch. Those still open are kept for the next."""
-    tasks = {(entry.event.tenant_id, entry.event.task_id) for entry in batch if _concerns(entry.event.body)}
-    if not tasks:
+    concerned = [entry.event for entry in batch if entry.event.body.type in _READS]
+    if not concerned:
         return []
     open_before = {
         (row["tenant"], row["task"]): OpenBudget(row["limit_usd"], row["spent_usd"], row["exceeded"])
-        for row in await conn.fetch(_OPEN, *columns(sorted(tasks), 2))
+        for row in await conn.fetch(_OPEN, sorted({event.tenant_id for event in concerned}))
     }
     budgets, touched, found = dict(open_before), set[_Task](), list[tuple[str, BudgetSample]]()
-    for entry in batch:
-        event, task = entry.event, (entry.event.tenant_id, entry.event.task_id)
+    for event in concerned:
+        task = (event.tenant_id, event.task_id)
         if isinstance(event.body, TaskForked) and event.body.budget_usd is not None and task not in budgets:
             limit_usd = Decimal(event.body.budget_usd)
             budgets[task] = OpenBudget(limit_usd)
             touched.add(task)
             found += [(task[0], ("budgeted_tasks_open", _TENANT, 1))]
             found += [(task[0], ("task_budget_limit_usd", _TENANT, limit_usd))]
-        elif task in budgets and _concerns(event.body):
+        elif task in budgets:
             touched.add(task)
             found += [(task[0], sample) for sample in budgets[task].heard(event.body)]
             if event.body.terminal:
@@ -88,7 +88,3 @@ async def budget_samples(conn: Connection, batch: Sequence[Recorded]) -> list[tu
     if ended := sorted(open_before.keys() - budgets.keys()):
         await conn.execute(_END, *columns(ended, 2))
     return found
-
-
-def _concerns(body: EventBody) -> bool:
-    return body.terminal or isinstance(body, TaskForked | LlmAttempted | BudgetExceeded)
