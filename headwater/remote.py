@@ -90,7 +90,7 @@ class RemoteHeadwater:
         """Accept a task. Raises `IdempotencyConflictError` when its key was used for another one."""
         body = task.model_dump(exclude_none=True)
         response = await self.request("POST", "/v1/tasks", task.tenant, json=body)
-        return _accepted(response.json())
+        return accepted_of(response.json())
 
     async def wait(self, accepted: Accepted) -> TaskOutcome:
         """Wait for the outcome of a task; bound it with `asyncio.timeout`."""
@@ -106,7 +106,7 @@ class RemoteHeadwater:
 
     async def task(self, tenant_id: str, task_id: str, *, wait_s: float = 0.0) -> dict[str, Any] | None:
         """A task as it stands, or None."""
-        return await self._found(f"/v1/tasks/{_part(task_id)}", tenant_id, wait=wait_s or None)
+        return await self._found(path_of("tasks", task_id), tenant_id, wait=wait_s or None)
 
     async def forks(self, tenant_id: str, task_id: str) -> dict[str, Any] | None:
         """The forks of a task with their costs and its own, or None."""
@@ -114,18 +114,18 @@ class RemoteHeadwater:
 
     async def cancel(self, tenant_id: str, task_id: str, reason: str = "") -> str:
         """Ask for a task to be cancelled. Returns how it stood. Raises `NotFoundError` for an unknown one."""
-        where = f"/v1/tasks/{_part(task_id)}/cancel"
+        where = path_of("tasks", task_id, "cancel")
         response = await self.request("POST", where, tenant_id, json={"reason": reason}, accept=(409,))
         answer = response.json()
         return str(answer["task_status"] if response.status_code == 409 else answer["status"])
 
     async def session(self, tenant_id: str, session_id: str) -> dict[str, Any] | None:
         """A session, or None."""
-        return await self._found(f"/v1/sessions/{_part(session_id)}", tenant_id)
+        return await self._found(path_of("sessions", session_id), tenant_id)
 
     async def clear_session(self, tenant_id: str, session_id: str, *, reason: str = "") -> str:
         """Clear a session. Returns the event's position. Raises `NotFoundError` for an unknown one."""
-        where = f"/v1/sessions/{_part(session_id)}"
+        where = path_of("sessions", session_id)
         response = await self.request("DELETE", where, tenant_id, params={"reason": reason})
         return str(response.json()["position"])
 
@@ -145,7 +145,7 @@ class RemoteHeadwater:
 
     async def decision_costs(self, tenant_id: str, event_id: str) -> DecisionCosts:
         """What an event cost with everything under it. Raises `NotFoundError` for an unknown one."""
-        found = (await self.request("GET", f"/v1/costs/decisions/{_part(event_id)}", tenant_id)).json()
+        found = (await self.request("GET", path_of("costs", "decisions", event_id), tenant_id)).json()
         return DecisionCosts(
             tenant_id=found["tenant"],
             event_id=found["event"],
@@ -268,14 +268,14 @@ class RemoteDeadLetters:
 
     async def redrive(self, tenant_id: str, parked_id: str) -> DeadLetter:
         """Have it handled again. Raises `NotFoundError` if somebody else did, or dropped it."""
-        return await self._one("POST", tenant_id, parked_id, "/redrive")
+        return await self._one("POST", tenant_id, parked_id, "redrive")
 
     async def drop(self, tenant_id: str, parked_id: str, *, reason: str = "") -> DeadLetter:
         """Give it up. Raises `NotFoundError` if somebody else did, or had it redriven."""
         return await self._one("DELETE", tenant_id, parked_id, params={"reason": reason})
 
-    async def _one(self, method: str, tenant_id: str, parked_id: str, what: str = "", **more: Any) -> DeadLetter:
-        where = f"/v1/dead-letters/{_part(parked_id)}{what}"
+    async def _one(self, method: str, tenant_id: str, parked_id: str, *what: str, **more: Any) -> DeadLetter:
+        where = path_of("dead-letters", parked_id, *what)
         return _letter((await self._request(method, where, tenant_id, **more)).json())
 
 
@@ -284,14 +284,16 @@ def _letter(value: dict[str, Any]) -> DeadLetter:
     return DeadLetter(**value | ids | {"parked_at": datetime.fromisoformat(value["parked_at"])})
 
 
-def _accepted(value: dict[str, Any]) -> Accepted:
+def accepted_of(value: dict[str, Any]) -> Accepted:
+    """From what `POST /v1/tasks` and the forking of a task answer."""
     ids = {f"{name}_id": value[name] for name in ("tenant", "session", "task")}
     return Accepted(**ids, position=value["position"], duplicate=value["duplicate"])
 
 
-def _part(text: str) -> str:
+def path_of(*parts: str) -> str:
+    """The path under /v1 of these parts, whatever is in them."""
     # A dot alone would be taken for a folder.
-    return quote(text, safe="").replace(".", "%2E")
+    return "/v1/" + "/".join(quote(part, safe="").replace(".", "%2E") for part in parts)
 
 
 def _given(**params: Any) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from typing import Annotated
 from urllib.parse import urlencode
 
-from fastapi import Header, Query, Request
+from fastapi import Header, Path, Query, Request, Response
 
 from headwater.api.access import Reader
 from headwater.api.models import POSITION_PATTERN, SESSION_ID_PATTERN, TASK_ID_PATTERN, EventOut, EventsOut
 from headwater.api.models import UnreadableOut as Unreadable
 from headwater.api.parts import Connection, router
+from headwater.api.problems import problems
 from headwater.api.sse import EventStream, Streamers
 from headwater.history import check_position, event_json
 from projections.projection import Position, format_position
@@ -96,3 +97,21 @@ async def stream(
     else:
         start = check_position(after, "after")
     return streamers.stream(caller, after=start, session_id=session, task_id=task)
+
+
+@events.get(
+    "/blobs/{sha256}",
+    summary="Read a large content",
+    response_class=Response,
+    responses={
+        200: {"description": "The content: any JSON value.", "content": {"application/json": {"schema": {}}}},
+        **problems(404),
+    },
+)
+async def content(
+    caller: Reader,
+    hw: Connection,
+    sha256: Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description='What `{"$blob": …}` in an event names.')],
+) -> Response:
+    """A content that an event refers to because it is large, as the JSON whose SHA-256 it is."""
+    return Response(await hw.history.blob(caller.tenant_id, sha256), media_type="application/json")

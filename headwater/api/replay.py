@@ -2,21 +2,23 @@
 
 from typing import Annotated, Any
 
-from fastapi import Query, Request, Response
+from fastapi import Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from handlers.supervisor import Rules
 from headwater.api.access import Reader, Submitter
-from headwater.api.models import AcceptedOut
+from headwater.api.models import TASK_ID_PATTERN, AcceptedOut
 from headwater.api.parts import Configured, Connection, router
 from headwater.api.problems import ApiProblem, problems
 from headwater.api.tasks import Key, TaskId
+from headwater.replay.compare import compare as compare_tasks
 from headwater.replay.fork import ForkOptions, fork_task
 from headwater.replay.moments import moment, position_of, task_events
 from headwater.replay.story import story_of
 from headwater.replay.verify import verify as verify_log
 from headwater.settings import Settings
 from headwater.teams import load_team
+from schemas.content import Json
 from schemas.errors import NotFoundError
 from schemas.money import DecimalText
 
@@ -72,6 +74,36 @@ class VerifyOut(BaseModel):
     differences: list[dict[str, Any]]
 
 
+class SideOut(BaseModel):
+    """One of two tasks that are compared."""
+
+    model_config = ConfigDict(extra="allow")
+
+    task: str
+    status: str
+    fork_of: str | None
+    result: Json
+    error: str | None
+    cost_usd: str
+    tokens: int
+    attempts: int
+    models: list[str]
+    duration_ms: float
+
+
+class CompareOut(BaseModel):
+    """Two tasks side by side: the same JSON as `headwater compare --json`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    tenant: str
+    left: SideOut
+    right: SideOut
+    decisions: list[dict[str, Any]] = Field(description="In order, each {left, right}; what a fork took over, too.")
+    first_difference: int | None = Field(description="Where in `decisions` the two part.")
+    results: list[dict[str, Any]] = Field(description="Where the results differ, up to 100: {pointer, left, right}.")
+
+
 class ForkIn(BaseModel):
     """How a task is to be run again."""
 
@@ -124,6 +156,18 @@ async def verify(request: Request, caller: Reader, hw: Connection, settings: Con
     await task_events(recording, caller.tenant_id, task_id)
     report = await verify_log(recording, [caller.tenant_id], rules, task_id=task_id, limit=20)
     return VerifyOut(**report.as_dict())
+
+
+@replay.get("/tasks/{task_id}/compare/{other_id}", summary="Lay two tasks side by side", responses=problems(404))
+async def compare(
+    caller: Reader,
+    hw: Connection,
+    task_id: TaskId,
+    other_id: Annotated[str, Path(pattern=TASK_ID_PATTERN, description="The other task's id, such as a fork's.")],
+) -> CompareOut:
+    """What was decided up to where the two part, their results, costs, latency and tokens."""
+    await hw.caught_up(caller.tenant_id)
+    return CompareOut(**await compare_tasks(hw.history, caller.tenant_id, task_id, other_id))
 
 
 def _rules(request: Request, settings: Settings) -> Rules:

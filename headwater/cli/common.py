@@ -62,7 +62,7 @@ def reached(data: Path | None, url: str | None, key: str | None, work: Callable[
     `--data` without `--url` means the local one, whatever the environment says.
     """
     settings = read_settings(data=data, url=url, key=key)
-    if settings.url is None or (data is not None and url is None):
+    if settings.url is None or not is_remote(data, url):
         if key is not None:
             raise InvalidInputError("--key goes with --url: the Headwater on this machine needs none")
         return connected(settings, work)
@@ -73,6 +73,11 @@ def reached(data: Path | None, url: str | None, key: str | None, work: Callable[
             return await work(hw)
 
     return run_async(run())
+
+
+def is_remote(data: Path | None, url: str | None) -> bool:
+    """Is the Headwater that is meant behind a URL? `--data` means the local one, whatever the environment says."""
+    return url is not None or (data is None and read_settings().url is not None)
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:

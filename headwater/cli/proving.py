@@ -12,9 +12,10 @@ from rich.table import Table
 
 from handlers.prices import PriceTable
 from handlers.supervisor import Rules
-from headwater.cli.common import DataOption, JsonOption, err, out, print_json, read_settings
-from headwater.cli.recordings import one_tenant, sink, with_recording
+from headwater.cli.common import DataOption, JsonOption, KeyOption, UrlOption, err, out, print_json, read_settings
+from headwater.cli.recordings import Source, one_tenant, sink
 from headwater.cli.showing import as_text
+from headwater.remote_history import RemoteHistory
 from headwater.replay.fixture import fixture
 from headwater.replay.moments import position_of
 from headwater.replay.recording import Recording
@@ -23,7 +24,7 @@ from headwater.replay.reprice import reprice as price_again
 from headwater.replay.verify import Report, verify
 from headwater.teams import load_team
 from projections.projection import START, Position
-from schemas.errors import InvalidInputError
+from schemas.errors import InvalidInputError, NotFoundError
 from schemas.ids import check_tenant_id
 from schemas.money import plain
 
@@ -38,15 +39,21 @@ def register(app: typer.Typer) -> None:
 
 def verify_logs(
     files: list[Path],
+    source: Source,
     agents: str | None,
     tenant: str | None,
     task: str | None,
     since: str | None,
-    data: Path | None,
     json_: bool,
 ) -> None:
-    """Verify files, or the running log. Exits with 1 if a decision would be another one now."""
-    rules = rules_of(agents, data)
+    """Verify files, or a Headwater's log. Exits with 1 if a decision would be another one now."""
+    over_there = source.is_remote and not files and read_settings(agents=agents).agents is None
+    if over_there and (task is None or tenant is None or since is not None):
+        raise InvalidInputError(
+            "name one task with --tenant and --task, and the team behind the URL decides it again; or name the team "
+            "with --agents module:object, and it decides here"
+        )
+    rules = None if over_there else rules_of(agents, source.data)
     start = START if since is None else position_of(since, [])
     report = Report()
     with _progress() as progress:
@@ -57,12 +64,19 @@ def verify_logs(
             progress.update(bar, description=f"verifying: {tasks:,} tasks, {decisions:,} decisions")
 
         async def work(recording: Recording) -> Report:
+            if rules is None:
+                assert isinstance(recording, RemoteHistory)
+                assert tenant is not None
+                assert task is not None
+                return await recording.verify(tenant, task)
             tenants = [check_tenant_id(tenant)] if tenant else await recording.tenants()
             return await verify(recording, tenants, rules, task_id=task, since=start, limit=SHOWN, progress=show)
 
         sources: list[Path | None] = [*files] or [None]
         for file in sources:
-            _add(report, with_recording(file, data, work))
+            _add(report, source.read(file, work))
+    if task is not None and not report.tasks + report.skipped:
+        raise NotFoundError(f"there is no task {task!r} in this log" + ("" if since is None else f" after {since}"))
     print_json(report.as_dict()) if json_ else _show_report(report)
     raise typer.Exit(1 if report.diverged else 0)
 
@@ -115,6 +129,8 @@ def make_fixture(
     ] = None,
     file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="A file of 'headwater export'.")] = None,
     data: DataOption = None,
+    url: UrlOption = None,
+    key: KeyOption = None,
 ) -> None:
     """Write a task as a sanitised recorded log: mails, names and numbers become stand-ins of the same shape.
 
@@ -126,7 +142,7 @@ def make_fixture(
         tenant_id = await one_tenant(recording, tenant)
         return [line async for line in fixture(recording, tenant_id, task, rules, keep=keep or ())]
 
-    lines = with_recording(file, data, work)
+    lines = Source(data, url, key).read(file, work)
     with sink(output) as target:
         target.write(b"".join(lines))
     err.print(f"task {task} written to {output or 'standard output'}; read it once before you share it")
@@ -141,6 +157,8 @@ def reprice(
     ] = None,
     since: Annotated[str | None, typer.Option(help="Only after this position or time.")] = None,
     data: DataOption = None,
+    url: UrlOption = None,
+    key: KeyOption = None,
     json_: JsonOption = False,
 ) -> None:
     """What the recorded tokens would have cost. The ledger does not move; of the quality nothing is known."""
@@ -158,7 +176,7 @@ def reprice(
             tenants = [check_tenant_id(tenant)] if tenant else await recording.tenants()
             return await price_again(recording, tenants, table, models=models, since=start, progress=show)
 
-        found = with_recording(file, data, work)
+        found = Source(data, url, key).read(file, work)
     if json_:
         print_json(found.as_dict())
         return

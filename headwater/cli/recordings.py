@@ -3,11 +3,15 @@
 import gzip
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from headwater.cli.common import connected, read_settings, run_async
+from headwater.cli.common import is_remote, reached, run_async
 from headwater.client import Headwater
+from headwater.gateway import Gateway
+from headwater.remote import RemoteHeadwater
+from headwater.remote_history import RemoteHistory
 from headwater.replay.recording import FileRecording, Recording
 from schemas.errors import InvalidInputError
 from schemas.ids import check_tenant_id
@@ -25,9 +29,25 @@ async def one_tenant(recording: Recording, tenant: str | None) -> str:
     raise InvalidInputError(f"name the tenant with --tenant; there are: {', '.join(known) or 'none'}")
 
 
-def with_recording(file: Path | None, data: Path | None, work: Callable[[Recording], Awaitable[T]]) -> T:
-    """Run `work` on a file, or on the running Headwater's log."""
-    if file is not None:
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Which Headwater has the log, where no file has it: the one on this machine, or one behind a URL."""
+
+    data: Path | None
+    url: str | None
+    key: str | None
+
+    @property
+    def is_remote(self) -> bool:
+        """Is it behind a URL?"""
+        return is_remote(self.data, self.url)
+
+    def read(self, file: Path | None, work: Callable[[Recording], Awaitable[T]]) -> T:
+        """Run `work` on a file, or on the log of the Headwater."""
+        if file is None:
+            return reached(self.data, self.url, self.key, lambda hw: work(_log_of(hw)))
+        if self.url is not None or self.key is not None:
+            raise InvalidInputError(f"{file} needs no server: leave out --url and --key, or the file")
         recording = FileRecording(file)
 
         async def on_file() -> T:
@@ -35,10 +55,12 @@ def with_recording(file: Path | None, data: Path | None, work: Callable[[Recordi
 
         return run_async(on_file())
 
-    async def on_log(hw: Headwater) -> T:
-        return await work(hw.history)
 
-    return connected(read_settings(data=data), on_log)
+def _log_of(hw: Gateway) -> Recording:
+    if isinstance(hw, Headwater):
+        return hw.history
+    assert isinstance(hw, RemoteHeadwater), hw
+    return RemoteHistory(hw)
 
 
 def sink(output: Path | None) -> Any:

@@ -5,12 +5,13 @@ from typing import Annotated
 
 import typer
 
-from headwater.cli.common import DataOption, JsonOption, err, print_json
+from headwater.cli.common import DataOption, JsonOption, KeyOption, UrlOption, err, print_json
 from headwater.cli.proving import verify_logs
-from headwater.cli.recordings import one_tenant, sink, with_recording
+from headwater.cli.recordings import Source, one_tenant, sink
 from headwater.cli.running import AgentsOption
 from headwater.cli.stepping import step_through
 from headwater.cli.telling import show_blame, show_moment, show_story
+from headwater.remote_history import RemoteHistory
 from headwater.replay.blame import blame as find_blame
 from headwater.replay.moments import events_of, moment, position_of, task_events
 from headwater.replay.recording import Recording, export
@@ -54,6 +55,8 @@ def replay(
     agents: AgentsOption = None,
     since: Annotated[str | None, typer.Option(help="With --verify: only tasks after this position or time.")] = None,
     data: DataOption = None,
+    url: UrlOption = None,
+    key: KeyOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Tell a task's story from the log: what led to what, why, by whom, and where the money went.
@@ -63,13 +66,13 @@ def replay(
     stream as one log, or files.
     """
     looks = [name for name, given in (("--at", at), ("--step", step), ("--blame", blame)) if given not in (None, False)]
+    source = Source(data, url, key)
     if verify:
         if session is not None or looks:
             raise InvalidInputError("--verify goes with --agents, --tenant, --task and --since only")
-        verify_logs(files or [], agents, tenant, task, since, data, json_)
+        verify_logs(files or [], source, agents, tenant, task, since, json_)
         return
     _check_look(files or [], task, session, looks)
-    file = files[0] if files else None
 
     async def look(recording: Recording) -> None:
         tenant_id = await one_tenant(recording, tenant)
@@ -77,6 +80,11 @@ def replay(
             await _tell_session(recording, tenant_id, session, json_)
             return
         assert task is not None
+        if at is not None and isinstance(recording, RemoteHistory):
+            # Where the ledger is. Here it would take the tenant's whole log.
+            found = await recording.moment(tenant_id, task, at)
+            print_json(found) if json_ else show_moment(found)
+            return
         events = await task_events(recording, tenant_id, task)
         if at is not None:
             found = await moment(recording, tenant_id, events, position_of(at, events))
@@ -89,7 +97,7 @@ def replay(
         else:
             _tell(events, json_)
 
-    with_recording(file, data, look)
+    source.read(files[0] if files else None, look)
 
 
 def _check_look(files: list[Path], task: str | None, session: str | None, looks: list[str]) -> None:
@@ -129,6 +137,8 @@ def export_log(
         typer.Option("--output", "-o", help="File to write, gzipped if it ends with .gz. [default: stdout]"),
     ] = None,
     data: DataOption = None,
+    url: UrlOption = None,
+    key: KeyOption = None,
 ) -> None:
     """Write a tenant's log, or one task's or session's part of it, to a file that replay and verify read."""
     check_tenant_id(tenant)
@@ -141,7 +151,7 @@ def export_log(
                 count += b'"position"' in line
         return count
 
-    count = with_recording(None, data, work)
+    count = Source(data, url, key).read(None, work)
     if not count:
         raise NotFoundError(f"tenant {tenant!r} has no such events")
     err.print(f"{count:,} events of {tenant} written to {output or 'standard output'}")
