@@ -1,10 +1,12 @@
 """Input and output schemas of capabilities, enforced around an agent's run (contract row A1)."""
 
+from itertools import islice
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from handlers.agents import AgentCapability, AgentRegistration
+from schemas.complaints import complaints
 from schemas.content import Json
 from schemas.errors import InputSchemaError, OutputSchemaError
 from schemas.handoff import HandoffProposal
@@ -52,6 +54,5 @@ def _problems(schema: type[BaseModel], value: Any) -> str:
     try:
         schema.model_validate(value)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False, include_context=False)
-        return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'the value'}: {e['msg']}" for e in found[:10])
+        return "; ".join(f"{where or 'the value'}: {what}" for where, what in islice(complaints(error), 10))
     return ""

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from schemas.content import canonical_json, content_hash
-from schemas.errors import ConfigurationError
+from schemas.errors import ConfigurationError, SettingError
 from schemas.money import Rates, TokenCounts, plain
 
 _ABOVE = re.compile(r"(?<=^input_cost_per_token)_above_(\d+)k_tokens$")
@@ -105,11 +105,11 @@ def _own(path: Path) -> dict[str, dict[str, Any]]:
         for model, entry in table.items():
             wrong = ["it"] if not isinstance(entry, dict) else [key for key in entry if not _usable(key, entry[key])]
             if wrong:
-                raise ConfigurationError(f"price file {path}: model {model!r}: {wrong[0]} is no number of 0 or more")
+                raise SettingError(f"price file {path}: model {model!r}: {wrong[0]} is no number of 0 or more")
     except OSError as error:
-        raise ConfigurationError(f"price file {path} cannot be read: {error.strerror}") from error
+        raise SettingError(f"price file {path} cannot be read: {error.strerror}") from error
     except (orjson.JSONDecodeError, AttributeError) as error:
-        raise ConfigurationError(f"price file {path} is not a JSON object of models: {error}") from error
+        raise SettingError(f"price file {path} is not a JSON object of models: {error}") from error
     return dict(table)
 
 

@@ -39,7 +39,7 @@ class Headwater:
     """`async with Headwater(settings, endpoints) as hw: outcome = await hw.run(NewTask(…))`."""
 
     def __init__(self, settings: Settings, endpoints: Endpoints, *, pool_size: int = 4) -> None:
-        self._settings = settings
+        self.settings = settings
         self._endpoints = endpoints
         self._pool_size = pool_size
         self._memory: LongTermMemory | None = None
@@ -50,7 +50,7 @@ class Headwater:
         self.tail: Tail
 
     async def __aenter__(self) -> "Headwater":
-        self.streams = await open_streams(self._endpoints.redis_url, shards=self._settings.shards)
+        self.streams = await open_streams(self._endpoints.redis_url, shards=self.settings.shards)
         try:
             self.pool = await connect(self._endpoints.database_url, max_size=self._pool_size)
         except BaseException:
@@ -73,7 +73,7 @@ class Headwater:
 
     def bus(self, tenant_id: str) -> TenantEventBus:
         """The door to one tenant's log."""
-        return TenantEventBus(self.streams, tenant_id, idempotency_ms=self._settings.idempotency_hours * HOUR_MS)
+        return TenantEventBus(self.streams, tenant_id, idempotency_ms=self.settings.idempotency_hours * HOUR_MS)
 
     async def submit(self, task: NewTask) -> Accepted:
         """Accept a task. Raises `IdempotencyConflictError` when its key was used for another one."""
@@ -90,7 +90,7 @@ class Headwater:
     @property
     def cost_tracker(self) -> CostTracker:
         """What tenants and agents cost, from the ledger; with Langfuse as a second opinion where it is set up."""
-        return CostTracker(self.pool, langfuse_costs(self._settings))
+        return CostTracker(self.pool, langfuse_costs(self.settings))
 
     @property
     def dead_letters(self) -> DeadLetters:
@@ -106,8 +106,8 @@ class Headwater:
     def memory(self) -> LongTermMemory:
         """The memories of all tenants; every question names its tenant."""
         if self._memory is None:
-            embedder = make_embedder(self._settings.embedder)
-            self._memory = LongTermMemory(self.streams, self.pool, embedder, lambda: make_llm(self._settings))
+            embedder = make_embedder(self.settings.embedder)
+            self._memory = LongTermMemory(self.streams, self.pool, embedder, lambda: make_llm(self.settings))
         return self._memory
 
     async def clear_session(self, tenant_id: str, session_id: str, *, reason: str = "") -> str:

@@ -10,7 +10,7 @@ from typer.cli import get_docs_for_click
 
 from headwater.cli import app
 from headwater.docs_replay import replay_page
-from headwater.settings import Settings
+from headwater.settings import Settings, variable_of
 from projections.metric_names import METRICS, PROCESS_METRICS, MetricName
 from schemas.export import event_catalogue, event_schemas
 
@@ -41,9 +41,7 @@ def settings_page() -> str:
         "|---|---|---|",
     ]
     for name, field in Settings.model_fields.items():
-        alias = field.validation_alias
-        variable = alias if isinstance(alias, str) else f"HEADWATER_{name.upper()}"
-        lines.append(f"| `{variable}` | {_default(field.default)} | {field.description or ''} |")
+        lines.append(f"| `{variable_of(name)}` | {_default(field.default)} | {field.description or ''} |")
     return "\n".join(lines) + "\n"
 
 

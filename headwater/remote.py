@@ -21,6 +21,7 @@ from schemas.errors import (
     IdempotencyConflictError,
     InvalidInputError,
     NotFoundError,
+    SettingError,
     UnavailableError,
 )
 from schemas.event import FIELDS
@@ -51,20 +52,21 @@ _ERRORS: dict[int, type[HeadwaterError]] = {
 class RemoteHeadwater:
     """`async with RemoteHeadwater("https://headwater.example", key) as hw: await hw.submit(NewTask(…))`.
 
-    Every method may raise `UnavailableError` (nobody answers), `AccessDeniedError` (the key is not good, or not for
-    this tenant) and `ConfigurationError` (what answers is no Headwater).
+    Raises `SettingError` if the URL or the key is none. Every method may raise `UnavailableError` (nobody answers),
+    `AccessDeniedError` (the key is not good, or not for this tenant) and `ConfigurationError` (what answers is no
+    Headwater).
     """
 
     def __init__(self, url: str, key: str | None) -> None:
         parts = httpx.URL(url) if url.isascii() and url.isprintable() else httpx.URL()
         if parts.scheme not in ("http", "https") or not parts.host:
-            raise ConfigurationError(f"--url {url!r} is not a URL such as https://headwater.example:8080")
+            raise SettingError(f"--url (HEADWATER_URL) {url!r} is not a URL such as https://headwater.example:8080")
         if not key:
-            raise AccessDeniedError(
+            raise SettingError(
                 f"{url} needs an API key: set HEADWATER_KEY or --key; 'headwater keys create' makes one, over there"
             )
         if not (key.isascii() and key.isprintable()):
-            raise AccessDeniedError("the API key has characters that no key has: set HEADWATER_KEY again")
+            raise SettingError("the API key has characters that no key has: set HEADWATER_KEY again")
         self._url = url.rstrip("/")
         self._http = httpx.AsyncClient(
             base_url=self._url,

@@ -138,6 +138,15 @@ class Settings(BaseSettings):
         return bool(self.langfuse_public_key and self.langfuse_secret_key and self.langfuse_host)
 
 
+def variable_of(name: str) -> str:
+    """The environment variable of a setting."""
+    field = Settings.model_fields.get(name)
+    if field is None:
+        return name
+    alias = field.validation_alias
+    return alias if isinstance(alias, str) else f"HEADWATER_{name.upper()}"
+
+
 @lru_cache
 def get_settings() -> Settings:
     """The settings of this process, read once."""

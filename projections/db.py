@@ -12,7 +12,7 @@ import asyncpg
 import structlog
 from asyncpg.pool import PoolConnectionProxy
 
-from schemas.errors import ConfigurationError, UnavailableError
+from schemas.errors import ConfigurationError, SettingError, UnavailableError
 from schemas.ids import check_tenant_id
 
 logger = structlog.get_logger(__name__)
@@ -68,7 +68,7 @@ async def connect(database_url: str, *, max_size: int = 10, min_size: int = 1) -
         raise ConfigurationError(f"PostgreSQL refused the login: {error}. Is DATABASE_URL right?") from error
     except ValueError as error:
         # The text may have a password: asyncpg's does not repeat the URL.
-        raise ConfigurationError(f"DATABASE_URL is not a PostgreSQL URL that can be used: {error}") from error
+        raise SettingError(f"DATABASE_URL is not a PostgreSQL URL that can be used: {error}") from error
     except (OSError, asyncpg.PostgresError) as error:
         raise UnavailableError(
             f"PostgreSQL cannot be reached: {error}. Is it running, is DATABASE_URL right?"

@@ -87,6 +87,10 @@ class ConfigurationError(HeadwaterError):
     """Settings, servers and code do not fit together. Stop and tell the operator."""
 
 
+class SettingError(ConfigurationError):
+    """A setting, or an option in its place, has a value that cannot be used. The caller has to give another one."""
+
+
 class InputSchemaError(HeadwaterError):
     """A task's data or a handoff's content breaks the input schema of an agent's capability. The run fails."""
 

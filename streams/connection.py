@@ -10,7 +10,7 @@ from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError, TimeoutError
 
-from schemas.errors import ConfigurationError, UnavailableError
+from schemas.errors import ConfigurationError, SettingError, UnavailableError
 from streams.functions import Functions
 from streams.keys import META, Keys
 from streams.log import Log
@@ -59,7 +59,7 @@ async def open_streams(url: str, *, shards: int) -> Streams:
     try:
         redis = _client(url)
     except ValueError as error:
-        raise ConfigurationError(f"REDIS_URL {_without_password(url)!r} cannot be used: {error}") from error
+        raise SettingError(f"REDIS_URL {_without_password(url)!r} cannot be used: {error}") from error
     try:
         info = await redis.info()
         if info.get("redis_mode") == "cluster" or info.get("server_mode") == "cluster":

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
+from schemas.complaints import complaint
 from schemas.errors import (
     HeadwaterError,
     IdempotencyConflictError,
@@ -37,7 +38,7 @@ class ProblemField(BaseModel):
     """One thing that is wrong with a request."""
 
     where: str = Field(description="Where it stands.", examples=["body.session"])
-    detail: str = Field(description="What is wrong with it.", examples=["Field required"])
+    detail: str = Field(description="What is wrong with it.", examples=["is missing"])
 
 
 class Problem(BaseModel):
@@ -117,10 +118,7 @@ async def _validation_error(_: Request, error: Exception) -> JSONResponse:
         return problem_response(400, f"the body is not JSON: {found[0].get('ctx', {}).get('error', 'it is cut off')}")
     # Not the input itself: it can be large, secret, or impossible to write as JSON.
     fields = [
-        {
-            "where": _printable(".".join(map(str, one["loc"]))),
-            "detail": _printable(one["msg"].removeprefix("Value error, ")),
-        }
+        {"where": _printable(".".join(map(str, one["loc"]))), "detail": _printable(complaint(one))}
         for one in found[:20]
     ]
     first = fields[0]

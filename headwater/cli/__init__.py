@@ -5,9 +5,21 @@ import sys
 import typer
 from rich.markup import escape
 
-from headwater.cli import admin, costs, dead_letters, forking, keys, proving, reading, replaying, running, submitting
+from headwater.cli import (
+    admin,
+    comparing,
+    costs,
+    dead_letters,
+    forking,
+    keys,
+    proving,
+    reading,
+    replaying,
+    running,
+    submitting,
+)
 from headwater.cli.common import err
-from schemas.errors import HeadwaterError, InvalidInputError
+from schemas.errors import HeadwaterError, InvalidInputError, SettingError
 
 app = typer.Typer(
     name="headwater",
@@ -24,6 +36,7 @@ costs.register(app)
 replaying.register(app)
 proving.register(app)
 forking.register(app)
+comparing.register(app)
 admin.register(app)
 dead_letters.register(app)
 keys.register(app)
@@ -39,4 +52,4 @@ def main() -> None:
         sys.exit(0)
     except HeadwaterError as error:
         err.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, markup=True, soft_wrap=True)
-        sys.exit(2 if isinstance(error, InvalidInputError) else 1)
+        sys.exit(2 if isinstance(error, InvalidInputError | SettingError) else 1)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
@@ -13,22 +14,24 @@ from headwater.cli.common import err, out, print_json
 from headwater.client import Headwater
 from headwater.replay.cohort import Cohort, run
 from headwater.replay.fork import ForkOptions
+from headwater.replay.lanes import in_lane
 from schemas.errors import HeadwaterError, NotFoundError
 from schemas.money import plain
 
 SHOWN = 20
 
 
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How many tasks of a cohort, which, and how long to wait for their forks."""
+
+    sample: int
+    seed: int
+    timeout_s: float
+
+
 async def fork_cohort(
-    hw: Headwater,
-    tenant: str,
-    cohort: Cohort,
-    options: ForkOptions,
-    *,
-    sample: int,
-    seed: int,
-    timeout_s: float,
-    json_: bool,
+    hw: Headwater, tenant: str, cohort: Cohort, options: ForkOptions, how: Sampling, *, json_: bool
 ) -> bool:
     """Run it and print what came of it. Did every fork complete?"""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -39,11 +42,12 @@ async def fork_cohort(
             bars.update(bar, completed=ended, total=of, description=f"${plain(cost_usd)} so far")
 
         try:
-            async with asyncio.timeout(timeout_s):
-                found = await run(hw, tenant, cohort, options, sample=sample, seed=seed, progress=show)
+            # The same lane for the same command: what an interrupted one left there is gone on with.
+            async with in_lane(options, hw, cohort.lane(options)) as given, asyncio.timeout(how.timeout_s):
+                found = await run(hw, tenant, cohort, given, sample=how.sample, seed=how.seed, progress=show)
         except TimeoutError:
             raise HeadwaterError(
-                f"not all forks ended within {timeout_s:g} s; they go on: the same command goes on with them"
+                f"not all forks ended within {how.timeout_s:g} s; they go on: the same command goes on with them"
             ) from None
     if not found["tasks"] and not found["problems"]:
         raise NotFoundError(f"no task of {tenant!r} that has ended is in the cohort {cohort.text!r}")

@@ -8,30 +8,25 @@ from typing import Annotated, Any, TypeVar
 import orjson
 import typer
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from rich.console import Console
 from rich.table import Table
 
 from headwater.client import Headwater
-from headwater.gateway import Gateway
 from headwater.logs import configure_logging
 from headwater.node import find_endpoints
-from headwater.remote import RemoteHeadwater
-from headwater.settings import Settings
-from schemas.errors import ConfigurationError, InvalidInputError
+from headwater.settings import Settings, variable_of
+from schemas.complaints import complaint
+from schemas.errors import SettingError
 
 T = TypeVar("T")
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
-DataOption = Annotated[Path | None, typer.Option("--data", "--data-dir", help="Data directory. [default: .headwater]")]
+DIRECTORY_HELP = "Data directory. [default: .headwater]"
+DataOption = Annotated[Path | None, typer.Option("--data", "--data-dir", help=DIRECTORY_HELP)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON: one object, or one a line for a list.")]
-UrlOption = Annotated[
-    str | None, typer.Option("--url", help="A remote Headwater, over HTTP. [default: HEADWATER_URL, or the local one]")
-]
-KeyOption = Annotated[
-    str | None, typer.Option("--key", help="API key for --url; HEADWATER_KEY is better: others see a command line.")
-]
 TenantOption = Annotated[str, typer.Option("--tenant", "-t", help="Tenant id.")]
 
 
@@ -40,9 +35,15 @@ def read_settings(**given: Any) -> Settings:
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = ".".join(map(str, first["loc"]))
-        raise ConfigurationError(f"setting {name!r}: {first['msg']} (got {first['input']!r})") from error
+        raise SettingError(_unusable(error.errors(include_url=False)[0], given)) from error
+
+
+def _unusable(error: ErrorDetails, given: dict[str, Any]) -> str:
+    name = str(error["loc"][0])
+    shown = f"--{name}" if given.get(name) is not None else variable_of(name)
+    field = Settings.model_fields.get(name)
+    value = "" if field is not None and not field.repr else f" {str(error['input'])!r}"
+    return f"{shown}{value} cannot be used: it {complaint(error)} (docs/settings.md has every setting)"
 
 
 def connected(settings: Settings, work: Callable[[Headwater], Awaitable[T]]) -> T:
@@ -54,30 +55,6 @@ def connected(settings: Settings, work: Callable[[Headwater], Awaitable[T]]) -> 
             return await work(hw)
 
     return run_async(run())
-
-
-def reached(data: Path | None, url: str | None, key: str | None, work: Callable[[Gateway], Awaitable[T]]) -> T:
-    """Run `work` with the Headwater that `--url` or HEADWATER_URL names, or without one with the local one.
-
-    `--data` without `--url` means the local one, whatever the environment says.
-    """
-    settings = read_settings(data=data, url=url, key=key)
-    if settings.url is None or not is_remote(data, url):
-        if key is not None:
-            raise InvalidInputError("--key goes with --url: the Headwater on this machine needs none")
-        return connected(settings, work)
-    remote = RemoteHeadwater(settings.url, settings.key)
-
-    async def run() -> T:
-        async with remote as hw:
-            return await work(hw)
-
-    return run_async(run())
-
-
-def is_remote(data: Path | None, url: str | None) -> bool:
-    """Is the Headwater that is meant behind a URL? `--data` means the local one, whatever the environment says."""
-    return url is not None or (data is None and read_settings().url is not None)
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
@@ -94,6 +71,11 @@ def table_of(*columns: str, id_first: bool = False) -> Table:
     for number, name in enumerate(columns):
         table.add_column(name, overflow="fold", no_wrap=id_first and number == 0)
     return table
+
+
+def counted(count: int, thing: str, things: str | None = None) -> str:
+    """`1 task`, `2 tasks`, `1,000 tasks`."""
+    return f"{count:,} {thing if count == 1 else things or f'{thing}s'}"
 
 
 def print_json(value: Any) -> None:

@@ -2,24 +2,14 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from decimal import Decimal
-from functools import partial
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from headwater.cli.common import (
-    DataOption,
-    JsonOption,
-    KeyOption,
-    UrlOption,
-    connected,
-    out,
-    print_json,
-    reached,
-    read_settings,
-)
+from headwater.cli.common import DataOption, JsonOption, connected, out, print_json, read_settings
+from headwater.cli.where import HERE, Where, anywhere
 from headwater.client import Headwater
 from headwater.gateway import Gateway
 from projections.cost_tracker import Comparison
@@ -35,7 +25,7 @@ _Reach = Callable[[Callable[[Gateway], Awaitable[Any]]], Any]
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("costs")(costs)
+    app.command("costs")(anywhere(costs))
 
 
 def costs(
@@ -54,9 +44,7 @@ def costs(
     tolerance: Annotated[
         float, typer.Option(min=0, help="With --compare: exit 1 if the differences are a larger share of the ledger.")
     ] = 0.01,
-    data: DataOption = None,
-    url: UrlOption = None,
-    key: KeyOption = None,
+    where: Where = HERE,
     json_: JsonOption = False,
 ) -> None:
     """Print what was spent, from the ledger: exact, failed and cancelled attempts included.
@@ -68,17 +56,17 @@ def costs(
     _check(tenant, agent)
     if decision is not None:
         _refuse("--decision", {"--agent": agent, "--by": by, "--limit": limit, "--compare": compare})
-        _decision(tenant, decision, partial(reached, data, url, key), json_)
+        _decision(tenant, decision, where.ask, json_)
     elif compare is not None:
         _refuse("--compare", {"--by": by, "--limit": limit})
         if compare != "langfuse":
             raise InvalidInputError(f"--compare {compare!r}: the ledger can be compared with langfuse")
-        if url is not None:
+        if where.url is not None:
             raise InvalidInputError("--compare goes without --url: Langfuse's keys are where its Headwater is")
-        _compare(tenant, agent, days, tolerance, data, json_)
+        _compare(tenant, agent, days, tolerance, where.data, json_)
     else:
         by = by or ("tenant" if tenant is None else "agent")
-        _groups(tenant, agent, by, days, limit, partial(reached, data, url, key), json_)
+        _groups(tenant, agent, by, days, limit, where.ask, json_)
 
 
 def _check(tenant: str | None, agent: str | None) -> None:

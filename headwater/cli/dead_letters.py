@@ -5,43 +5,31 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from headwater.cli.common import (
-    DataOption,
-    JsonOption,
-    KeyOption,
-    TenantOption,
-    UrlOption,
-    err,
-    out,
-    print_json,
-    reached,
-    table_of,
-)
+from headwater.cli.common import JsonOption, TenantOption, err, out, print_json, table_of
+from headwater.cli.where import HERE, Where, anywhere
 from schemas.ids import check_tenant_id
 
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Its id, as 'dead-letters list' prints it.")]
 
-letters = typer.Typer(help="What could not be handled: look at it, have it handled again, or drop it.")
-
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
+    letters = typer.Typer(help="What could not be handled: look at it, have it handled again, or drop it.")
+    for name, command in (("list", list_), ("show", show), ("redrive", redrive), ("drop", drop)):
+        letters.command(name)(anywhere(command))
     app.add_typer(letters, name="dead-letters", no_args_is_help=True)
 
 
-@letters.command("list")
 def list_(
     tenant: TenantOption,
     after: Annotated[str, typer.Option(help="Only after this id.")] = "0-0",
     limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 100,
-    data: DataOption = None,
-    url: UrlOption = None,
-    key: KeyOption = None,
+    where: Where = HERE,
     json_: JsonOption = False,
 ) -> None:
     """Print a tenant's dead letters, oldest first."""
     check_tenant_id(tenant)
-    found = reached(data, url, key, lambda hw: hw.dead_letters.page(tenant, after=after, limit=limit))
+    found = where.ask(lambda hw: hw.dead_letters.page(tenant, after=after, limit=limit))
     if json_:
         for letter in found:
             print_json(letter.as_dict())
@@ -56,18 +44,15 @@ def list_(
     out.print(table)
 
 
-@letters.command("show")
 def show(
     parked_id: IdArgument,
     tenant: TenantOption,
-    data: DataOption = None,
-    url: UrlOption = None,
-    key: KeyOption = None,
+    where: Where = HERE,
     json_: JsonOption = False,
 ) -> None:
     """Print one dead letter with its origin, its error and all its fields."""
     check_tenant_id(tenant)
-    letter = reached(data, url, key, lambda hw: hw.dead_letters.show(tenant, parked_id))
+    letter = where.ask(lambda hw: hw.dead_letters.show(tenant, parked_id))
     if json_:
         print_json(letter.as_dict())
         return
@@ -78,32 +63,26 @@ def show(
         out.print(f"  [dim]{escape(name):9}[/dim] {escape(value)}", soft_wrap=True)
 
 
-@letters.command("redrive")
 def redrive(
     parked_id: IdArgument,
     tenant: TenantOption,
-    data: DataOption = None,
-    url: UrlOption = None,
-    key: KeyOption = None,
+    where: Where = HERE,
     json_: JsonOption = False,
 ) -> None:
     """Have a dead letter handled again, and after it what waited behind it in its task."""
     check_tenant_id(tenant)
-    letter = reached(data, url, key, lambda hw: hw.dead_letters.redrive(tenant, parked_id))
+    letter = where.ask(lambda hw: hw.dead_letters.redrive(tenant, parked_id))
     print_json(letter.as_dict() | {"outcome": "redriven"}) if json_ else out.print(f"redriven: {parked_id}")
 
 
-@letters.command("drop")
 def drop(
     parked_id: IdArgument,
     tenant: TenantOption,
     reason: Annotated[str, typer.Option(help="Why; it becomes part of the task's reason to fail.")] = "",
-    data: DataOption = None,
-    url: UrlOption = None,
-    key: KeyOption = None,
+    where: Where = HERE,
     json_: JsonOption = False,
 ) -> None:
     """Give a dead letter up for good. Its task fails if it is still open."""
     check_tenant_id(tenant)
-    letter = reached(data, url, key, lambda hw: hw.dead_letters.drop(tenant, parked_id, reason=reason))
+    letter = where.ask(lambda hw: hw.dead_letters.drop(tenant, parked_id, reason=reason))
     print_json(letter.as_dict() | {"outcome": "dropped"}) if json_ else out.print(f"dropped: {parked_id}")

@@ -12,9 +12,10 @@ from rich.table import Table
 
 from handlers.prices import PriceTable
 from handlers.supervisor import Rules
-from headwater.cli.common import DataOption, JsonOption, KeyOption, UrlOption, err, out, print_json, read_settings
-from headwater.cli.recordings import Source, one_tenant, sink
+from headwater.cli.common import JsonOption, err, out, print_json, read_settings
+from headwater.cli.recordings import one_tenant, read_log, sink
 from headwater.cli.showing import as_text
+from headwater.cli.where import HERE, Where, anywhere
 from headwater.remote_history import RemoteHistory
 from headwater.replay.fixture import fixture
 from headwater.replay.moments import position_of
@@ -33,13 +34,13 @@ SHOWN = 20
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    app.command("fixture")(make_fixture)
-    app.command("reprice")(reprice)
+    app.command("fixture")(anywhere(make_fixture))
+    app.command("reprice")(anywhere(reprice))
 
 
 def verify_logs(
     files: list[Path],
-    source: Source,
+    where: Where,
     agents: str | None,
     tenant: str | None,
     task: str | None,
@@ -47,13 +48,13 @@ def verify_logs(
     json_: bool,
 ) -> None:
     """Verify files, or a Headwater's log. Exits with 1 if a decision would be another one now."""
-    over_there = source.is_remote and not files and read_settings(agents=agents).agents is None
+    over_there = where.is_remote and not files and read_settings(agents=agents).agents is None
     if over_there and (task is None or tenant is None or since is not None):
         raise InvalidInputError(
             "name one task with --tenant and --task, and the team behind the URL decides it again; or name the team "
             "with --agents module:object, and it decides here"
         )
-    rules = None if over_there else rules_of(agents, source.data)
+    rules = None if over_there else rules_of(agents, where.data)
     start = START if since is None else position_of(since, [])
     report = Report()
     with _progress() as progress:
@@ -74,7 +75,7 @@ def verify_logs(
 
         sources: list[Path | None] = [*files] or [None]
         for file in sources:
-            _add(report, source.read(file, work))
+            _add(report, read_log(where, file, work))
     if task is not None and not report.tasks + report.skipped:
         raise NotFoundError(f"there is no task {task!r} in this log" + ("" if since is None else f" after {since}"))
     print_json(report.as_dict()) if json_ else _show_report(report)
@@ -128,21 +129,19 @@ def make_fixture(
         list[str] | None, typer.Option("--keep", help="A word or number that stays: one that the rules look at.")
     ] = None,
     file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="A file of 'headwater export'.")] = None,
-    data: DataOption = None,
-    url: UrlOption = None,
-    key: KeyOption = None,
+    where: Where = HERE,
 ) -> None:
     """Write a task as a sanitised recorded log: mails, names and numbers become stand-ins of the same shape.
 
     pytest runs files named *.headwater.jsonl with the plugin headwater.testing.plugin: each is decided again.
     """
-    rules = rules_of(agents, data)
+    rules = rules_of(agents, where.data)
 
     async def work(recording: Recording) -> list[bytes]:
         tenant_id = await one_tenant(recording, tenant)
         return [line async for line in fixture(recording, tenant_id, task, rules, keep=keep or ())]
 
-    lines = Source(data, url, key).read(file, work)
+    lines = read_log(where, file, work)
     with sink(output) as target:
         target.write(b"".join(lines))
     err.print(f"task {task} written to {output or 'standard output'}; read it once before you share it")
@@ -156,9 +155,7 @@ def reprice(
         list[str] | None, typer.Option("--model", metavar="A=B", help="Price what model A used as if B had used it.")
     ] = None,
     since: Annotated[str | None, typer.Option(help="Only after this position or time.")] = None,
-    data: DataOption = None,
-    url: UrlOption = None,
-    key: KeyOption = None,
+    where: Where = HERE,
     json_: JsonOption = False,
 ) -> None:
     """What the recorded tokens would have cost. The ledger does not move; of the quality nothing is known."""
@@ -176,7 +173,7 @@ def reprice(
             tenants = [check_tenant_id(tenant)] if tenant else await recording.tenants()
             return await price_again(recording, tenants, table, models=models, since=start, progress=show)
 
-        found = Source(data, url, key).read(file, work)
+        found = read_log(where, file, work)
     if json_:
         print_json(found.as_dict())
         return

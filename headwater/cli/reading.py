@@ -5,18 +5,9 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from headwater.cli.common import (
-    DataOption,
-    JsonOption,
-    KeyOption,
-    TenantOption,
-    UrlOption,
-    err,
-    out,
-    print_json,
-    reached,
-)
+from headwater.cli.common import JsonOption, TenantOption, err, out, print_json
 from headwater.cli.showing import as_text, show_forks, show_outcome, summary_of
+from headwater.cli.where import HERE, Where, anywhere
 from headwater.gateway import Gateway
 from headwater.history import check_position, event_json
 from projections.history import SeenEntry
@@ -28,9 +19,9 @@ from schemas.ids import check_session_id, check_tenant_id
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    app.command("events")(events)
-    app.command("task")(task)
-    app.command("session")(session)
+    app.command("events")(anywhere(events))
+    app.command("task")(anywhere(task))
+    app.command("session")(anywhere(session))
 
 
 def events(
@@ -40,9 +31,7 @@ def events(
     after: Annotated[str, typer.Option(help="Only after this position.")] = "0-0",
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many events.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new events as they come.")] = False,
-    data: DataOption = None,
-    url: UrlOption = None,
-    key: KeyOption = None,
+    where: Where = HERE,
     json_: JsonOption = False,
 ) -> None:
     """Print a tenant's log, oldest first. An entry that cannot be read is named on stderr, and the rest goes on."""
@@ -65,7 +54,7 @@ def events(
             if limit is not None and printed >= limit:
                 return
 
-    reached(data, url, key, work)
+    where.ask(work)
 
 
 def print_event(event: AgentEvent, entry: SeenEntry, json_: bool) -> None:
@@ -82,12 +71,10 @@ def print_event(event: AgentEvent, entry: SeenEntry, json_: bool) -> None:
 def task(
     task_id: Annotated[str, typer.Argument(metavar="ID", help="The task's id.")],
     tenant: TenantOption,
-    data: DataOption = None,
-    url: UrlOption = None,
-    key: KeyOption = None,
     forks: Annotated[
         bool, typer.Option("--forks", help="Its forks instead, and theirs, with what they cost beside it.")
     ] = False,
+    where: Where = HERE,
     json_: JsonOption = False,
 ) -> None:
     """Print a task: its result, its call chain, how it was routed, what each agent said, and its exact cost.
@@ -95,7 +82,7 @@ def task(
     Forks are tasks of their own, and never in its cost.
     """
     check_tenant_id(tenant)
-    found = reached(data, url, key, lambda hw: hw.forks(tenant, task_id) if forks else hw.task(tenant, task_id))
+    found = where.ask(lambda hw: hw.forks(tenant, task_id) if forks else hw.task(tenant, task_id))
     if found is None:
         raise NotFoundError(f"tenant {tenant!r} has no task {task_id!r}")
     if json_:
@@ -112,9 +99,7 @@ def session(
     ],
     tenant: TenantOption,
     reason: Annotated[str, typer.Option(help="With 'clear': why, for the log.")] = "",
-    data: DataOption = None,
-    url: UrlOption = None,
-    key: KeyOption = None,
+    where: Where = HERE,
     json_: JsonOption = False,
 ) -> None:
     """Print a session: its messages in order, its tasks, and its exact cost. 'session clear ID' clears it.
@@ -126,12 +111,12 @@ def session(
         raise InvalidInputError(f"session {' '.join(words)!r}: give one session id, or 'clear' and one")
     session_id = check_session_id(words[-1])
     if len(words) == 2:
-        position = reached(data, url, key, lambda hw: hw.clear_session(tenant, session_id, reason=reason))
+        position = where.ask(lambda hw: hw.clear_session(tenant, session_id, reason=reason))
         cleared = {"tenant": tenant, "session": session_id, "position": position}
         print_json(cleared) if json_ else out.print(f"cleared {escape(session_id)}")
         return
 
-    found = reached(data, url, key, lambda hw: hw.session(tenant, session_id))
+    found = where.ask(lambda hw: hw.session(tenant, session_id))
     if found is None:
         raise NotFoundError(f"tenant {tenant!r} has no session {session_id!r}")
     if json_:

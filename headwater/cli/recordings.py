@@ -3,11 +3,11 @@
 import gzip
 import sys
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from headwater.cli.common import is_remote, reached, run_async
+from headwater.cli.common import run_async
+from headwater.cli.where import Where
 from headwater.client import Headwater
 from headwater.gateway import Gateway
 from headwater.remote import RemoteHeadwater
@@ -29,31 +29,18 @@ async def one_tenant(recording: Recording, tenant: str | None) -> str:
     raise InvalidInputError(f"name the tenant with --tenant; there are: {', '.join(known) or 'none'}")
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Which Headwater has the log, where no file has it: the one on this machine, or one behind a URL."""
+def read_log(where: Where, file: Path | None, work: Callable[[Recording], Awaitable[T]]) -> T:
+    """Run `work` on a file, or on the log of the Headwater that is asked."""
+    if file is None:
+        return where.ask(lambda hw: work(_log_of(hw)))
+    if where.url is not None or where.key is not None:
+        raise InvalidInputError(f"{file} needs no server: leave out --url and --key, or the file")
+    recording = FileRecording(file)
 
-    data: Path | None
-    url: str | None
-    key: str | None
+    async def on_file() -> T:
+        return await work(recording)
 
-    @property
-    def is_remote(self) -> bool:
-        """Is it behind a URL?"""
-        return is_remote(self.data, self.url)
-
-    def read(self, file: Path | None, work: Callable[[Recording], Awaitable[T]]) -> T:
-        """Run `work` on a file, or on the log of the Headwater."""
-        if file is None:
-            return reached(self.data, self.url, self.key, lambda hw: work(_log_of(hw)))
-        if self.url is not None or self.key is not None:
-            raise InvalidInputError(f"{file} needs no server: leave out --url and --key, or the file")
-        recording = FileRecording(file)
-
-        async def on_file() -> T:
-            return await work(recording)
-
-        return run_async(on_file())
+    return run_async(on_file())
 
 
 def _log_of(hw: Gateway) -> Recording:

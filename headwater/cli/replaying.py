@@ -1,16 +1,18 @@
 """Commands that read a recorded log again: replay (the story, a moment, step by step, blame) and export."""
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from headwater.cli.common import DataOption, JsonOption, KeyOption, UrlOption, err, print_json
+from headwater.cli.common import JsonOption, err, print_json
 from headwater.cli.proving import verify_logs
-from headwater.cli.recordings import Source, one_tenant, sink
+from headwater.cli.recordings import one_tenant, read_log, sink
 from headwater.cli.running import AgentsOption
 from headwater.cli.stepping import step_through
 from headwater.cli.telling import show_blame, show_moment, show_story
+from headwater.cli.where import HERE, Where, anywhere
 from headwater.remote_history import RemoteHistory
 from headwater.replay.blame import blame as find_blame
 from headwater.replay.moments import events_of, moment, position_of, task_events
@@ -33,8 +35,8 @@ SessionOption = Annotated[str | None, typer.Option("--session", "-s", help="Sess
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    app.command("replay")(replay)
-    app.command("export")(export_log)
+    app.command("replay")(anywhere(replay))
+    app.command("export")(anywhere(export_log))
 
 
 def replay(
@@ -54,9 +56,7 @@ def replay(
     ] = False,
     agents: AgentsOption = None,
     since: Annotated[str | None, typer.Option(help="With --verify: only tasks after this position or time.")] = None,
-    data: DataOption = None,
-    url: UrlOption = None,
-    key: KeyOption = None,
+    where: Where = HERE,
     json_: JsonOption = False,
 ) -> None:
     """Tell a task's story from the log: what led to what, why, by whom, and where the money went.
@@ -66,11 +66,10 @@ def replay(
     stream as one log, or files.
     """
     looks = [name for name, given in (("--at", at), ("--step", step), ("--blame", blame)) if given not in (None, False)]
-    source = Source(data, url, key)
     if verify:
         if session is not None or looks:
             raise InvalidInputError("--verify goes with --agents, --tenant, --task and --since only")
-        verify_logs(files or [], source, agents, tenant, task, since, json_)
+        verify_logs(files or [], where, agents, tenant, task, since, json_)
         return
     _check_look(files or [], task, session, looks)
 
@@ -97,7 +96,7 @@ def replay(
         else:
             _tell(events, json_)
 
-    source.read(files[0] if files else None, look)
+    read_log(where, files[0] if files else None, look)
 
 
 def _check_look(files: list[Path], task: str | None, session: str | None, looks: list[str]) -> None:
@@ -136,22 +135,27 @@ def export_log(
         Path | None,
         typer.Option("--output", "-o", help="File to write, gzipped if it ends with .gz. [default: stdout]"),
     ] = None,
-    data: DataOption = None,
-    url: UrlOption = None,
-    key: KeyOption = None,
+    where: Where = HERE,
 ) -> None:
     """Write a tenant's log, or one task's or session's part of it, to a file that replay and verify read."""
     check_tenant_id(tenant)
 
     async def work(recording: Recording) -> int:
         count = 0
-        with sink(output) as target:
+        with contextlib.ExitStack() as opened:
+            target, held = None, b""
             async for line in export(recording, [tenant], task_id=task, session_id=session):
-                target.write(line)
+                if target is None and not held:
+                    held = line  # the head, which makes no file
+                    continue
+                if target is None:
+                    target = opened.enter_context(sink(output))
+                target.write(held + line)
+                held = b""
                 count += b'"position"' in line
         return count
 
-    count = Source(data, url, key).read(None, work)
+    count = read_log(where, None, work)
     if not count:
         raise NotFoundError(f"tenant {tenant!r} has no such events")
     err.print(f"{count:,} events of {tenant} written to {output or 'standard output'}")

@@ -94,11 +94,11 @@ def projector(data: DataOption = None) -> None:
 
 def simulator(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port, 0 for any free one.")] = 8090,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port, 0 for any free one.")] = 8090,
     script: Annotated[Path | None, typer.Option(help="JSON file of scripted answers.")] = None,
     prices: Annotated[Path | None, typer.Option(help="JSON price file in LiteLLM's format.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of answers and faults.")] = 0,
-    latency_ms: Annotated[int, typer.Option(help="Latency of every answer.")] = 0,
+    latency_ms: Annotated[int, typer.Option(min=0, help="Latency of every answer.")] = 0,
     bill: Annotated[Path | None, typer.Option(help="File that keeps the bill over restarts.")] = None,
 ) -> None:
     """Run the provider simulator: OpenAI's interface, deterministic answers, faults, and a bill at GET /bill."""

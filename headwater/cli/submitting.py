@@ -10,19 +10,11 @@ import typer
 from pydantic import ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from headwater.cli.common import (
-    DataOption,
-    JsonOption,
-    KeyOption,
-    TenantOption,
-    UrlOption,
-    err,
-    out,
-    print_json,
-    reached,
-)
+from headwater.cli.common import JsonOption, TenantOption, err, out, print_json
 from headwater.cli.showing import show_outcome
+from headwater.cli.where import HERE, Where, anywhere
 from headwater.gateway import Gateway
+from schemas.complaints import first_complaint
 from schemas.errors import HeadwaterError, InvalidInputError
 from schemas.ids import check_tenant_id
 from schemas.task import Accepted, NewTask
@@ -32,8 +24,8 @@ SUBMIT_AT_ONCE = 256
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("submit")(submit)
-    app.command("cancel")(cancel)
+    app.command("submit")(anywhere(submit, "--data-dir"))
+    app.command("cancel")(anywhere(cancel))
 
 
 def submit(
@@ -53,11 +45,7 @@ def submit(
     file: Annotated[
         Path | None, typer.Option("-f", "--file", help="A file with a JSON object a line, '-' for standard input.")
     ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option("--data-dir", help="Data directory of the running `up`. [default: .headwater]")
-    ] = None,
-    url: UrlOption = None,
-    key: KeyOption = None,
+    where: Where = HERE,
     json_: JsonOption = False,
 ) -> None:
     """Submit a task, or with -f a file of tasks. Prints the task's id (with --wait, its outcome).
@@ -68,10 +56,10 @@ def submit(
     if file is not None:
         if text is not None:
             raise typer.BadParameter("give a text or a file, not both")
-        failed = reached(data_dir, url, key, lambda hw: _submit_file(hw, file, wait, timeout, json_))
+        failed = where.ask(lambda hw: _submit_file(hw, file, wait, timeout, json_))
         raise typer.Exit(1 if failed else 0)
     task = _one_task(text, tenant, session, type_, payload, priority, idempotency_key)
-    ok = reached(data_dir, url, key, lambda hw: _submit_one(hw, task, wait, timeout, json_))
+    ok = where.ask(lambda hw: _submit_one(hw, task, wait, timeout, json_))
     raise typer.Exit(0 if ok else 1)
 
 
@@ -109,9 +97,7 @@ def _validated(value: Any) -> NewTask:
     try:
         return NewTask.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        name = ".".join(map(str, first["loc"])) or "the task"
-        raise InvalidInputError(f"{name}: {first['msg'].removeprefix('Value error, ')}") from error
+        raise InvalidInputError(first_complaint(error, "the task")) from error
 
 
 async def _submit_one(hw: Gateway, task: NewTask, wait: bool, timeout_s: float, json_: bool) -> bool:
@@ -215,9 +201,7 @@ def cancel(
     task_id: Annotated[str, typer.Argument(metavar="ID", help="The task's id.")],
     tenant: TenantOption,
     reason: Annotated[str, typer.Option(help="Why, for the log.")] = "",
-    data: DataOption = None,
-    url: UrlOption = None,
-    key: KeyOption = None,
+    where: Where = HERE,
     json_: JsonOption = False,
 ) -> None:
     """Ask for a task to be cancelled: what has not started does not start, and what runs is told to stop.
@@ -225,7 +209,7 @@ def cancel(
     A task that has completed or failed stays so, and the command exits with 1.
     """
     check_tenant_id(tenant)
-    status = reached(data, url, key, lambda hw: hw.cancel(tenant, task_id, reason))
+    status = where.ask(lambda hw: hw.cancel(tenant, task_id, reason))
     if status in ("completed", "failed"):
         raise HeadwaterError(f"task {task_id} is {status}: it can not be cancelled any more")
     if json_:

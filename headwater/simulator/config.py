@@ -18,7 +18,8 @@ from pydantic import (
     model_validator,
 )
 
-from schemas.errors import ConfigurationError
+from schemas.complaints import complaint
+from schemas.errors import SettingError
 
 PATTERN_FLAGS = re.IGNORECASE | re.DOTALL
 PLACEHOLDER = re.compile(r"\{\{user(?:\.(\w+))?\}\}")
@@ -153,13 +154,13 @@ def load_answers(path: Path) -> list[AnswerRule]:
     try:
         return TypeAdapter(list[AnswerRule]).validate_json(path.read_bytes())
     except OSError as error:
-        raise ConfigurationError(f"script {path} cannot be read: {error.strerror}") from error
+        raise SettingError(f"script {path} cannot be read: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         number, *field = first["loc"] or ("",)
         where = f"rule {number + 1}" if isinstance(number, int) else "the file"
         at = f" ({'.'.join(map(str, field))})" if field else ""
-        raise ConfigurationError(f"script {path}: {where}{at}: {first['msg']}") from error
+        raise SettingError(f"script {path}: {where}{at}: {complaint(first)}") from error
 
 
 def load_prices(path: Path | None) -> Prices:
@@ -168,9 +169,9 @@ def load_prices(path: Path | None) -> Prices:
     try:
         table = TypeAdapter(Prices).validate_json(source.read_bytes())
     except OSError as error:
-        raise ConfigurationError(f"price file {source} cannot be read: {error.strerror}") from error
+        raise SettingError(f"price file {source} cannot be read: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ": ".join(map(str, first["loc"][:2]))
-        raise ConfigurationError(f"price file {source}: {where}: {first['msg']}") from error
+        raise SettingError(f"price file {source}: {where}: {complaint(first)}") from error
     return {name.removeprefix("openai/"): entry for name, entry in table.items()}

@@ -70,27 +70,27 @@ def wrong(tmp_path: Path) -> Path:
     ],
 )
 def test_a_wrong_price_file(data: Path, wrong: Path, name: str, said: str) -> None:
-    _gives_up(start(data, "up", "--agents", TEAM, HEADWATER_PRICES=str(wrong / name)), said)
+    _gives_up(start(data, "up", "--agents", TEAM, HEADWATER_PRICES=str(wrong / name)), said, status=2)
     assert running_node(data) is None
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("status", "spec", "said"),
     [
-        ("nowhere:team", "importing nowhere failed: ModuleNotFoundError"),
-        ("broken_team:team", "importing broken_team failed: SyntaxError"),
-        ("raising_team:team", "RuntimeError: no team today"),
-        ("exiting_team:team", "SystemExit: no team today"),
-        ("taken_team:team", "agent 'a' is registered already"),
-        ("function_team:team", "not a headwater.Team"),
-        ("function_team:nothing", "'nothing'"),
-        ("function_team", "module:object"),
-        (":team", "module:object"),
-        ("..:team", "importing"),
+        (2, "nowhere:team", "importing nowhere failed: ModuleNotFoundError"),
+        (1, "broken_team:team", "importing broken_team failed: SyntaxError"),
+        (1, "raising_team:team", "RuntimeError: no team today"),
+        (1, "exiting_team:team", "SystemExit: no team today"),
+        (1, "taken_team:team", "agent 'a' is registered already"),
+        (2, "function_team:team", "not a headwater.Team"),
+        (2, "function_team:nothing", "'nothing'"),
+        (2, "function_team", "module:object"),
+        (2, ":team", "module:object"),
+        (2, "..:team", "module:object"),
     ],
 )
-def test_a_wrong_agents_module(data: Path, wrong: Path, spec: str, said: str) -> None:
-    _gives_up(start(data, "up", "--agents", spec, PYTHONPATH=f"{ROOT}{os.pathsep}{wrong}"), said)
+def test_a_wrong_agents_module(data: Path, wrong: Path, status: int, spec: str, said: str) -> None:
+    _gives_up(start(data, "up", "--agents", spec, PYTHONPATH=f"{ROOT}{os.pathsep}{wrong}"), said, status=status)
 
 
 def test_a_worker_that_is_started_alone_says_the_same(data: Path, wrong: Path) -> None:
@@ -102,28 +102,57 @@ def test_a_worker_that_is_started_alone_says_the_same(data: Path, wrong: Path) -
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("status", "settings", "said"),
     [
-        ({"REDIS_URL": "nonsense"}, "REDIS_URL 'nonsense' cannot be used"),
-        ({"REDIS_URL": "redis://127.0.0.1:port"}, "REDIS_URL"),
-        ({"REDIS_URL": "redis://127.0.0.1:1"}, "Redis cannot be reached at redis://127.0.0.1:1"),
-        ({"REDIS_URL": "unix:///nowhere.sock"}, "Redis cannot be reached"),
-        ({"REDIS_URL": "redis://user:s3cret@127.0.0.1:1"}, "…@127.0.0.1:1"),
-        ({"DATABASE_URL": "nonsense"}, "DATABASE_URL is not a PostgreSQL URL"),
-        ({"DATABASE_URL": "postgresql://127.0.0.1:1/x"}, "PostgreSQL cannot be reached"),
-        ({"DATABASE_URL": "postgresql://user:s3cret@127.0.0.1:1/x"}, "PostgreSQL cannot be reached"),
-        ({"HEADWATER_REDIS_BINARY": "/nowhere"}, "HEADWATER_REDIS_BINARY='/nowhere'"),
-        ({"HEADWATER_LOG_LEVEL": "loud"}, "setting 'log_level'"),
-        ({"HEADWATER_FSYNC": "never"}, "setting 'fsync'"),
-        ({"HEADWATER_SHARDS": "0"}, "setting 'shards'"),
-        ({"HEADWATER_FAST_MODELS": ""}, "setting 'fast_models'"),
-        ({"HEADWATER_PORT": "99999"}, "setting 'port'"),
-        ({"HEADWATER_HOST": "256.256.256.256"}, "256.256.256.256"),
+        (2, {"REDIS_URL": "nonsense"}, "REDIS_URL 'nonsense' cannot be used"),
+        (2, {"REDIS_URL": "redis://127.0.0.1:port"}, "REDIS_URL"),
+        (1, {"REDIS_URL": "redis://127.0.0.1:1"}, "Redis cannot be reached at redis://127.0.0.1:1"),
+        (1, {"REDIS_URL": "unix:///nowhere.sock"}, "Redis cannot be reached"),
+        (1, {"REDIS_URL": "redis://user:s3cret@127.0.0.1:1"}, "…@127.0.0.1:1"),
+        (2, {"DATABASE_URL": "nonsense"}, "DATABASE_URL is not a PostgreSQL URL"),
+        (1, {"DATABASE_URL": "postgresql://127.0.0.1:1/x"}, "PostgreSQL cannot be reached"),
+        (1, {"DATABASE_URL": "postgresql://user:s3cret@127.0.0.1:1/x"}, "PostgreSQL cannot be reached"),
+        (2, {"HEADWATER_REDIS_BINARY": "/nowhere"}, "HEADWATER_REDIS_BINARY='/nowhere'"),
+        (
+            2,
+            {"HEADWATER_LOG_LEVEL": "loud"},
+            "HEADWATER_LOG_LEVEL 'loud' cannot be used: it must be 'debug', 'info', 'warning' or 'error'",
+        ),
+        (2, {"HEADWATER_FSYNC": "never"}, "HEADWATER_FSYNC 'never'"),
+        (2, {"HEADWATER_SHARDS": "0"}, "HEADWATER_SHARDS '0' cannot be used: it must be 1 or more"),
+        (2, {"HEADWATER_FAST_MODELS": ""}, "HEADWATER_FAST_MODELS"),
+        (2, {"HEADWATER_PORT": "99999"}, "HEADWATER_PORT '99999' cannot be used: it must be 65535 or less"),
+        (1, {"HEADWATER_HOST": "256.256.256.256"}, "256.256.256.256"),
     ],
 )
-def test_wrong_settings_and_servers_that_are_not_there(data: Path, settings: dict[str, str], said: str) -> None:
-    _gives_up(start(data, "up", "--agents", TEAM, **settings), said)
+def test_wrong_settings_and_servers_that_are_not_there(
+    data: Path, status: int, settings: dict[str, str], said: str
+) -> None:
+    _gives_up(start(data, "up", "--agents", TEAM, **settings), said, status=status)
     assert running_node(data) is None
+
+
+@pytest.mark.parametrize("name", ["handlers", "projections", "schemas", "streams"])
+def test_a_module_of_the_users_in_the_place_of_ours_is_named(tmp_path: Path, name: str) -> None:
+    for number, form in enumerate((f"{name}.py", f"{name}/__init__.py")):
+        file = tmp_path / str(number) / form
+        file.parent.mkdir(parents=True)
+        file.write_text("")
+        first = os.pathsep.join((str(tmp_path / str(number)), str(ROOT)))
+        done = start(tmp_path / "data", "costs", PYTHONPATH=first)
+        _gives_up(done, f"{file} bears the name of Headwater's own package {name!r}", status=2)
+
+
+def test_an_option_that_cannot_be_used_is_named(data: Path) -> None:
+    for arguments, said in (
+        (("up", "--workers", "-1"), "--workers '-1' cannot be used: it must be 1 or more"),
+        (("up", "--port", "99999"), "--port '99999' cannot be used: it must be 65535 or less"),
+        (("api", "--port", "-2"), "--port '-2' cannot be used: it must be 0 or more"),
+        (("costs", "--url", "nonsense", "--key", "hw_x"), "--url (HEADWATER_URL) 'nonsense' is not a URL"),
+        (("costs", "--url", "http://127.0.0.1:1"), "needs an API key: set HEADWATER_KEY or --key"),
+        (("simulator", "--script", "nowhere.json"), "script nowhere.json cannot be read"),
+    ):
+        _gives_up(start(data, *arguments), said, status=2)
 
 
 def test_another_number_of_shards_is_refused(data: Path) -> None:
@@ -133,8 +162,8 @@ def test_another_number_of_shards_is_refused(data: Path) -> None:
     _gives_up(start(data, "up", "--agents", TEAM, HEADWATER_SHARDS="8"), "set HEADWATER_SHARDS=4")
 
 
-def _gives_up(done: "subprocess.CompletedProcess[str]", said: str) -> None:
-    assert done.returncode == 1, (done.returncode, done.stderr)
+def _gives_up(done: "subprocess.CompletedProcess[str]", said: str, *, status: int = 1) -> None:
+    assert done.returncode == status, (done.returncode, done.stderr)
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert "s3cret" not in done.stderr + done.stdout

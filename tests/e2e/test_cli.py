@@ -265,9 +265,9 @@ def test_errors_say_what_to_do_and_set_the_exit_code(desk: Desk, tmp_path: Path)
         (2, "No such command", ["frobnicate"]),
         (1, "has no task", ["task", "-t", "acme", "0" * 24]),
         (1, "has no session", ["session", "-t", "acme", "nobody"]),
-        (1, "module:object", ["worker", "--agents", "nonsense"]),
-        (1, "No module named", ["worker", "--agents", "nonsense.at_all:team"]),
-        (1, "rename yours", ["worker", "--agents", "handlers.team:Team"]),
+        (2, "module:object", ["worker", "--agents", "nonsense"]),
+        (2, "No module named", ["worker", "--agents", "nonsense.at_all:team"]),
+        (2, "rename yours", ["worker", "--agents", "handlers.team:Team"]),
     ]
     for code, words, arguments in cases:
         done = desk.run(*arguments)

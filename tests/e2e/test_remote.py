@@ -17,12 +17,16 @@ from headwater.embedded import Endpoints
 from headwater.remote import RemoteHeadwater
 from headwater.settings import Settings
 from projections.db import Pool
+from schemas.errors import NotFoundError
 from schemas.task import NewTask
 from streams.connection import Streams
+from tests import commands
 from tests.conftest import SHARDS
 from tests.serving import DEADLINE_S, Echo, echo_team, served, working
 
 ROOT = Path(__file__).parents[2]
+TEAM = "tests.serving:team"
+LARGE = "What stands only once, and is referred to. " * 100
 
 
 @dataclass
@@ -101,7 +105,8 @@ async def far(
         "DATABASE_URL": database_url,
         "HEADWATER_SHARDS": str(SHARDS),
     }
-    async with served(settings, there) as url, working(settings, there, echo_team(agent)):
+    with_team = settings.model_copy(update={"agents": TEAM})
+    async with served(with_team, there) as url, working(settings, there, echo_team(agent)):
         yield Far(url, here, agent)
         agent.release.set()
 
@@ -136,6 +141,123 @@ async def test_every_command_says_far_away_what_it_says_here(far: Far, tmp_path:
     cleared = (await far.remote(key, "session", "clear", "s 1/2", "-t", "acme", "--json")).lines
     assert (await far.remote(key, "session", "s 1/2", "-t", "acme", "--json")).lines[0]["messages"] == []
     assert cleared[0]["session"] == "s 1/2"
+
+
+async def test_a_log_is_replayed_from_afar_as_here(far: Far, tmp_path: Path) -> None:
+    key = await far.key("-t", "acme", "--scope", "submit", "--scope", "read")
+    [first, second] = [
+        (await far.remote(key, "submit", "-t", "acme", "-s", "s", "--wait", text, "--json")).lines[0]["task"]
+        for text in ("hello", LARGE)
+    ]
+    [start, *_, end] = (await far.local("events", "-t", "acme", "--task", second, "--json")).lines
+    told = ("replay", "-t", "acme", "-k", second)
+    (prices := tmp_path / "prices.json").write_text("{}")
+    by_team = ("--verify", "--agents", TEAM)
+    both = [
+        told,
+        (*told, "--json"),
+        ("replay", "-t", "acme", "-s", "s", "--json"),
+        (*told, "--at", start["id"], "--json"),
+        (*told, "--at", end["position"]),
+        (*told, "--blame", "/echo", "--json"),
+        (*told, *by_team, "--json"),
+        ("replay", "-t", "acme", *by_team),
+        ("compare", "-t", "acme", first, second),
+        ("compare", "-t", "acme", first, second, "--json"),
+        ("reprice", "-t", "acme", "--prices", str(prices), "--json"),
+        ("dead-letters", "list", "-t", "acme", "--json"),
+    ]
+    there_env = environment() | {"HEADWATER_URL": far.url, "HEADWATER_KEY": key}
+    # Without a team, the one over there decides.
+    only_there = [(*told, "--verify", "--json")]
+    files = []
+    for name, *words in (("export", "-k", second), ("fixture", "-k", second, "--agents", TEAM)):
+        files += [(name, "-t", "acme", *words, "-o", str(tmp_path / f"WHERE.{name}"))]
+    made = [
+        [tuple(word.replace("WHERE", where) for word in command) for command in files] for where in ("here", "there")
+    ]
+    here, there = await asyncio.gather(
+        commands.run(far.here, [*both, *made[0]]), commands.run(there_env, [*both, *made[1], *only_there])
+    )
+    for command, one, other in zip(both, here, there, strict=False):
+        assert (one[0], other) == (0, one), command
+        assert one[1] or command[0] == "dead-letters", command
+    assert there[-1] == there[both.index((*told, *by_team, "--json"))]
+    assert json.loads(there[-1][1])["tasks"] == 1
+    for name in ("export", "fixture"):
+        assert (tmp_path / f"there.{name}").read_bytes() == (tmp_path / f"here.{name}").read_bytes()
+    # The contents that events refer to came along.
+    assert LARGE in (tmp_path / "there.export").read_text()
+
+
+async def test_a_task_is_forked_from_afar(far: Far) -> None:
+    key = await far.key("-t", "acme", "--scope", "submit", "--scope", "read")
+    [origin] = (await far.remote(key, "submit", "-t", "acme", "-s", "s", "--wait", "hello", "--json")).lines
+    fork = ("fork", "-t", "acme", "-k", origin["task"])
+    how = ("--data", '{"n": 2}', "--repeat", "2", "--budget", "0.5", "--model", "fast=openai/sim-fast", "--json")
+    [made] = (await far.remote(key, *fork, *how)).lines
+    assert [one["result"] for one in made["forks"]] == [{"echo": "hello", "data": {"n": 2}}] * 2
+    assert [one["fork_of"] for one in made["forks"]] == [origin["task"]] * 2
+    [forked] = [
+        event["body"]
+        for event in (await far.local("events", "-t", "acme", "--task", made["forks"][0]["task"], "--json")).lines
+        if event["type"] == "task.forked"
+    ]
+    assert (forked["budget_usd"], forked["models"]) == ("0.5", {"fast": ["openai/sim-fast"]})
+    [there] = (await far.remote(key, "compare", "-t", "acme", origin["task"], forked_id(made), "--json")).lines
+    assert {name: there[name] for name in ("left", "right")} == {"left": made["origin"], "right": made["forks"][0]}
+    followed = await far.remote(key, *fork, "--follow", "--timeout", "30")
+    assert followed.status == 0, followed.stderr
+    assert followed.stdout.index("task.forked") < followed.stdout.index("task.completed")
+
+
+def forked_id(made: dict[str, Any]) -> str:
+    return str(made["forks"][0]["task"])
+
+
+async def test_replay_from_afar_keeps_to_the_keys_tenant_and_says_what_it_cannot_do(far: Far, tmp_path: Path) -> None:
+    acme, globex = [await far.key("-t", name, "--scope", "submit", "--scope", "read") for name in ("acme", "globex")]
+    [mine] = (await far.remote(acme, "submit", "-t", "acme", "-s", "s", "--wait", LARGE, "--json")).lines
+    [other] = (await far.remote(globex, "submit", "-t", "globex", "-s", "s", "--wait", "hello", "--json")).lines
+    task = mine["task"]
+    (file := tmp_path / "log.jsonl").write_text('{"headwater": 1}\n')
+    cases = [
+        (1, "has no task", "replay -t globex -k TASK"),
+        (1, "has no task", "replay -t globex -k TASK --at 1-0"),
+        (1, "has no task", "replay -t globex -k TASK --verify"),
+        (1, "no task", f"replay -t globex -k TASK --verify --agents {TEAM}"),
+        (1, "has no task", "fork -t globex -k TASK"),
+        (1, "has no task", f"compare -t globex {other['task']} TASK"),
+        (1, "no such events", "export -t globex -k TASK"),
+        (1, "does not match", "replay -t acme -k TASK"),
+        (2, "name the tenant", "replay -k TASK"),
+        (2, "name one task", "replay -t globex --verify"),
+        (2, "needs the servers themselves", "fork -t globex --cohort type=task"),
+        (2, "needs the servers themselves", f"fork -t globex -k TASK --agents {TEAM}"),
+        (2, "needs no server", f"replay {file} -k TASK --url {far.url}"),
+        (2, "no position", f"replay -t globex -k {other['task']} --at nonsense"),
+    ]
+    places = asyncio.Semaphore(3)
+
+    async def tried(words: str) -> Ran:
+        async with places:
+            return await far.remote(globex, *words.replace("TASK", task).split())
+
+    all_tried = await asyncio.gather(*(tried(words) for _, _, words in cases))
+    for (status, said, words), ran in zip(cases, all_tried, strict=True):
+        assert (ran.status, said in ran.stderr) == (status, True), (words, ran)
+        assert (ran.stdout, "Traceback" in ran.stderr) == ("", False), words
+    # A blob's hash is no key to it.
+    [submitted] = [
+        event["body"]["text"]
+        for event in (await far.remote(acme, "events", "-t", "acme", "--json")).lines
+        if event["type"] == "task.submitted"
+    ]
+    async with RemoteHeadwater(far.url, acme) as hw:
+        assert LARGE in (await hw.request("GET", f"/v1/blobs/{submitted['$blob']}", "acme")).text
+    async with RemoteHeadwater(far.url, globex) as hw:
+        with pytest.raises(NotFoundError, match="is missing"):
+            await hw.request("GET", f"/v1/blobs/{submitted['$blob']}", "globex")
 
 
 async def test_a_task_is_cancelled_from_afar_and_from_here(far: Far) -> None:

@@ -68,7 +68,13 @@ async def test_a_task_is_told_proved_and_run_again(
     assert (same.status_code, same.json()["task"]) == (200, fork)
     assert_problem(await acme.post(f"/v1/tasks/{origin}/fork", json={"data": {"n": 3}}, headers=key), 409)
 
-    for path in ("story", "verify"):
+    laid = (await acme.get(f"/v1/tasks/{origin}/compare/{fork}")).json()
+    assert (laid["left"]["task"], laid["right"]["task"], laid["right"]["fork_of"]) == (origin, fork, origin)
+    assert laid["first_difference"] is None
+    assert {"pointer": "/data/n", "left": 1, "right": 2} in laid["results"]
+    assert_problem(await acme.get(f"/v1/tasks/{origin}/compare/{'0' * 24}"), 404, "has no task")
+
+    for path in ("story", "verify", f"compare/{fork}"):
         assert_problem(await globex.get(f"/v1/tasks/{origin}/{path}"), 404, "'globex' has no task")
     assert_problem(await globex.post(f"/v1/tasks/{origin}/fork", json={}), 404, "'globex' has no task")
     reader = await key_of(pool, "acme", "read")
