@@ -6,8 +6,10 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from headwater.cli.common import DataOption, JsonOption, connected, err, out, print_json, read_settings, table_of
+from headwater.cli.common import DataOption, JsonOption, connected, err, out, print_json, read_settings
+from headwater.cli.tables import print_table, table_of
 from headwater.client import Headwater
+from headwater.plurals import counted
 from headwater.trimming import Trimmed, trim_logs
 from projections.rebuild import ProjectionDigest, digests, rebuildable
 from projections.rebuild import rebuild as rebuild_projections
@@ -85,7 +87,8 @@ def trim(
             print_json(asdict(one))
         return
     out.print(
-        f"{sum(one.entries for one in trimmed):,} events and {sum(one.blobs for one in trimmed):,} contents removed"
+        f"{counted(sum(one.entries for one in trimmed), 'event')} and "
+        f"{counted(sum(one.blobs for one in trimmed), 'content')} removed"
     )
 
 
@@ -119,8 +122,10 @@ def _show(found: list[ProjectionDigest], json_: bool) -> None:
         for one in found:
             print_json(one.as_dict())
         return
-    table = table_of("projection", "digest", "rows", "events", "tenants", "position")
+    table = table_of(
+        *("projection", "digest", "rows", "events", "tenants", "position"), numbers=("rows", "events", "tenants")
+    )
     for one in found:
         counts = (f"{one.rows:,}", f"{one.events:,}", f"{one.tenants:,}")
         table.add_row(one.projection, one.digest, *counts, one.position)
-    out.print(table)
+    print_table(table, less=("position", "tenants", "events"))

@@ -8,10 +8,11 @@ from typing import Any
 
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from headwater.cli.common import err, out, print_json
+from headwater.cli.tables import print_table, table_of
 from headwater.client import Headwater
+from headwater.plurals import counted
 from headwater.replay.cohort import Cohort, run
 from headwater.replay.fork import ForkOptions
 from headwater.replay.lanes import in_lane
@@ -56,16 +57,18 @@ async def fork_cohort(
 
 
 def _show(found: Mapping[str, Any]) -> None:
-    table = Table("", "completed", "failed", "cost", "p50", "p90", "max", "seconds p50", "p90", "max")
-    for name in ("origin", "fork"):
-        side = found[name]
-        costs = [f"${side['cost_usd'].get(which, '0')}" for which in ("p50", "p90", "max")]
-        took = [f"{side['duration_ms'].get(which, 0) / 1000:.2f}" for which in ("p50", "p90", "max")]
-        table.add_row(name, str(side["completed"]), str(side["failed"]), f"${side['total_usd']}", *costs, *took)
-    out.print(table)
-    out.print(
-        f"{found['different']} of {found['tasks']} results differ; {found['known_before']} forks had been made before"
-    )
+    table = table_of("", "origins", "forks", numbers=("origins", "forks"))
+    sides = (found["origin"], found["fork"])
+    for name in ("completed", "failed", "cancelled"):
+        table.add_row(name, *(f"{side[name]:,}" for side in sides))
+    table.add_row("cost", *(f"${side['total_usd']}" for side in sides))
+    for which in ("p50", "p90", "max"):
+        table.add_row(f"cost {which}", *(f"${side['cost_usd'].get(which, '0')}" for side in sides))
+    for which in ("p50", "p90", "max"):
+        table.add_row(f"seconds {which}", *(f"{side['duration_ms'].get(which, 0) / 1000:.2f}" for side in sides))
+    print_table(table)
+    made = counted(found["known_before"], "fork")
+    out.print(f"{found['different']} of {counted(found['tasks'], 'result')} differ; {made} had been made before")
     different = [pair for pair in found["pairs"] if pair["differs_at"]]
     for pair in different[:SHOWN]:
         places = escape(", ".join(place or "all of it" for place in pair["differs_at"][:5]))

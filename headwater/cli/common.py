@@ -1,6 +1,7 @@
 """What the commands share: consoles, options, connecting, and printing."""
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -10,7 +11,6 @@ import typer
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from rich.console import Console
-from rich.table import Table
 
 from headwater.client import Headwater
 from headwater.logs import configure_logging
@@ -21,7 +21,19 @@ from schemas.errors import SettingError
 
 T = TypeVar("T")
 
-out = Console(highlight=False)
+UNLIMITED = 100_000
+"""Columns of what is no terminal, such as a pipe: lines there have no width."""
+
+
+def _console(*, stderr: bool = False) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    # COLUMNS is rich's own word for a width that was asked for.
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = UNLIMITED
+    return console
+
+
+out = _console()
 err = Console(stderr=True, highlight=False)
 
 DIRECTORY_HELP = "Data directory. [default: .headwater]"
@@ -60,22 +72,6 @@ def connected(settings: Settings, work: Callable[[Headwater], Awaitable[T]]) -> 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
     """`asyncio.run`, in one place."""
     return asyncio.run(work)
-
-
-def table_of(*columns: str, id_first: bool = False) -> Table:
-    """A table that folds what is too long and shortens nothing: digests are compared, and ids copied.
-
-    `id_first` keeps the first column in one piece for that.
-    """
-    table = Table()
-    for number, name in enumerate(columns):
-        table.add_column(name, overflow="fold", no_wrap=id_first and number == 0)
-    return table
-
-
-def counted(count: int, thing: str, things: str | None = None) -> str:
-    """`1 task`, `2 tasks`, `1,000 tasks`."""
-    return f"{count:,} {thing if count == 1 else things or f'{thing}s'}"
 
 
 def print_json(value: Any) -> None:

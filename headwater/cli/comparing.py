@@ -5,10 +5,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from headwater.cli.common import JsonOption, TenantOption, out, print_json
 from headwater.cli.showing import as_text
+from headwater.cli.tables import print_table, table_of
 from headwater.cli.where import HERE, Where, anywhere
 from headwater.replay.gateway import forks_of
 from schemas.errors import InvalidInputError
@@ -36,15 +36,14 @@ def compare(
 
 
 def _show_comparison(found: Mapping[str, Any]) -> None:
-    table = Table("", "task", "status", "cost", "seconds", "tokens", "models")
-    table.add_row("left", *_row(found["left"]))
-    table.add_row("right", *_row(found["right"]))
-    out.print(table)
-    rows = Table("", "left", "right")
+    _print_sides([("left", found["left"]), ("right", found["right"])])
+    out.print()
+    rows = table_of("", "left", "right", texts=("left", "right"))
     for index, row in enumerate(found["decisions"]):
-        mark = "[red]≠[/red]" if index == found["first_difference"] else ""
-        rows.add_row(mark, *(_decision(row[name]) for name in ("left", "right")))
-    out.print(rows)
+        mark = "[red]≠[/red]" if index == found["first_difference"] else " "
+        rows.add_row(f"{index + 1} {mark}", *(_decision(row[name]) for name in ("left", "right")))
+    print_table(rows)
+    out.print()
     if not found["results"]:
         out.print("the results are the same")
     for one in found["results"]:
@@ -65,10 +64,7 @@ def _decision(one: Mapping[str, Any] | None) -> str:
 
 def show_sides(sides: list[dict[str, Any]]) -> None:
     """A task and its forks: a line each, and what came of each."""
-    table = Table("", "task", "status", "cost", "seconds", "tokens", "models")
-    for number, one in enumerate(sides):
-        table.add_row(_name(number, sides), *_row(one))
-    out.print(table)
+    _print_sides([(_name(number, sides), one) for number, one in enumerate(sides)])
     for number, one in enumerate(sides):
         outcome = one["error"] if one["error"] is not None else as_text(one["result"])
         same = number > 0 and (one["status"], one["result"]) == (sides[0]["status"], sides[0]["result"])
@@ -78,6 +74,14 @@ def show_sides(sides: list[dict[str, Any]]) -> None:
 
 def _name(number: int, sides: list[dict[str, Any]]) -> str:
     return "origin" if number == 0 else f"fork {number}" if len(sides) > 2 else "fork"
+
+
+def _print_sides(sides: list[tuple[str, Mapping[str, Any]]]) -> None:
+    columns = ("", "task", "status", "cost", "seconds", "tokens", "models")
+    table = table_of(*columns, numbers=("cost", "seconds", "tokens"), texts=("models",))
+    for name, one in sides:
+        table.add_row(name, *_row(one))
+    print_table(table, less=("seconds", "tokens"))
 
 
 def _row(one: Mapping[str, Any]) -> tuple[str, ...]:

@@ -8,7 +8,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from headwater.cli.common import DataOption, JsonOption, connected, out, print_json, read_settings
+from headwater.cli.common import DataOption, JsonOption, connected, print_json, read_settings
+from headwater.cli.tables import print_table, table_of
 from headwater.cli.where import HERE, Where, anywhere
 from headwater.client import Headwater
 from headwater.gateway import Gateway
@@ -96,7 +97,7 @@ def _groups(
     if key == "outcome":
         rows.sort(key=lambda row: OUTCOMES.index(row.key))
     first = f", the dearest {limit}" if limit is not None and len(rows) == limit else ""
-    out.print(cost_table(f"Costs of {_whose(tenant, agent)} by {key}, last {days} days{first}", key, rows))
+    print_table(cost_table(f"Costs of {_whose(tenant, agent)} by {key}, last {days} days{first}", key, rows))
 
 
 def _decision(tenant: str | None, event_id: str, reach: _Reach, json_: bool) -> None:
@@ -107,7 +108,7 @@ def _decision(tenant: str | None, event_id: str, reach: _Reach, json_: bool) -> 
         print_json(found.as_dict())
         return
     title = f"Costs of {found.type} {found.event_id} and everything under it, task {found.task_id}"
-    out.print(cost_table(title, "agent", found.agents))
+    print_table(cost_table(title, "agent", found.agents))
 
 
 def _compare(tenant: str | None, agent: str | None, days: int, tolerance: float, data: DataOption, json_: bool) -> None:
@@ -121,7 +122,7 @@ def _compare(tenant: str | None, agent: str | None, days: int, tolerance: float,
     if json_:
         print_json(found.as_dict() | {"tolerance": tolerance, "within_tolerance": within})
     else:
-        out.print(_comparison_table(f"Costs of {_whose(tenant, agent)}, last {days} days (USD)", found))
+        print_table(_comparison_table(f"Costs of {_whose(tenant, agent)}, last {days} days (USD)", found))
     if not within:
         raise DeviationError(
             f"the ledger and Langfuse differ by {found.deviation:.4%} of the ledger, more than {tolerance:.4%}. The "
@@ -131,13 +132,10 @@ def _compare(tenant: str | None, agent: str | None, days: int, tolerance: float,
 
 
 def _comparison_table(title: str, found: Comparison) -> Table:
-    table = Table(title=title, title_justify="left", show_footer=True)
-    table.add_column(found.by, footer="total", overflow="fold")
+    numbers = ("ledger", "langfuse", "difference", "attempts", "in langfuse")
+    table = table_of(found.by, *numbers, numbers=numbers, title=title)
     totals = (found.ledger_usd, found.langfuse_usd, found.langfuse_usd - found.ledger_usd)
-    for name, total in zip(("ledger", "langfuse", "difference"), totals, strict=True):
-        table.add_column(name, justify="right", footer=plain(total))
-    table.add_column("attempts (ledger)", justify="right")
-    table.add_column("attempts (langfuse)", justify="right")
+    _foot(table, ("total", *map(plain, totals), "", ""))
     for line in found.lines:
         money = (line.ledger.cost_usd, line.langfuse.cost_usd, line.difference_usd)
         counts = (f"{line.ledger.attempts:,}", f"{line.langfuse.attempts:,}")
@@ -152,15 +150,20 @@ def _whose(tenant: str | None, agent: str | None) -> str:
 def cost_table(title: str, by: str, rows: Sequence[CostRow]) -> Table:
     """Costs with a line of totals."""
     total = total_of("total", list(rows))
-    table = Table(title=title, title_justify="left", show_footer=len(rows) > 1)
-    table.add_column(by, footer=total.key, overflow="fold")
-    table.add_column("cost (USD)", justify="right", footer=plain(total.cost_usd))
-    for name in _COUNTS:
-        table.add_column(name, justify="right", footer=f"{getattr(total, name):,}")
+    # What did not happen needs no column; what did is never left out.
+    counts = [name for name in _COUNTS if name in ("tokens", "attempts") or getattr(total, name)]
+    table = table_of(by, "cost (USD)", *counts, numbers=("cost (USD)", *counts), title=title)
+    if len(rows) > 1:
+        _foot(table, (total.key, plain(total.cost_usd), *(f"{getattr(total, name):,}" for name in counts)))
     for row in rows:
-        counts = [f"{getattr(row, name):,}" for name in _COUNTS]
-        table.add_row(escape(row.key), plain(row.cost_usd), *counts)
+        table.add_row(escape(row.key), plain(row.cost_usd), *(f"{getattr(row, name):,}" for name in counts))
     return table
+
+
+def _foot(table: Table, cells: Sequence[str]) -> None:
+    table.show_footer = True
+    for column, cell in zip(table.columns, cells, strict=True):
+        column.footer = cell
 
 
 _COUNTS = ("tokens", "attempts", "failed", "unpriced", "unknown")

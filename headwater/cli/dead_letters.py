@@ -5,8 +5,10 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from headwater.cli.common import JsonOption, TenantOption, err, out, print_json, table_of
+from headwater.cli.common import JsonOption, TenantOption, err, out, print_json
+from headwater.cli.tables import print_table, table_of
 from headwater.cli.where import HERE, Where, anywhere
+from headwater.plurals import counted
 from schemas.ids import check_tenant_id
 
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Its id, as 'dead-letters list' prints it.")]
@@ -37,11 +39,11 @@ def list_(
     if not found:
         err.print("no dead letters")
         return
-    table = table_of("id", "event", "task", "reader", "attempts", "error", id_first=True)
+    table = table_of("id", "event", "task", "reader", "attempts", "error", numbers=("attempts",), texts=("error",))
     for letter in found:
         cells = (letter.event_type, letter.task_id, letter.reader, str(letter.attempts), letter.error)
         table.add_row(letter.id, *(escape(cell) for cell in cells))
-    out.print(table)
+    print_table(table, less=("event", "reader", "attempts"))
 
 
 def show(
@@ -57,7 +59,7 @@ def show(
         print_json(letter.as_dict())
         return
     origin = f"call {letter.call_id}" if letter.call_id else f"position {letter.position}"
-    out.print(f"[bold]{letter.id}[/bold]  {letter.reader}, {escape(origin)}, {letter.attempts} attempts")
+    out.print(f"[bold]{letter.id}[/bold]  {letter.reader}, {escape(origin)}, {counted(letter.attempts, 'attempt')}")
     out.print(f"[red]{escape(letter.error)}[/red]", soft_wrap=True)
     for name, value in letter.fields.items():
         out.print(f"  [dim]{escape(name):9}[/dim] {escape(value)}", soft_wrap=True)

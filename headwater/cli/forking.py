@@ -9,12 +9,13 @@ import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from headwater.cli.cohorts import Sampling, fork_cohort
-from headwater.cli.common import JsonOption, TenantOption, connected, counted, err, print_json, read_settings
+from headwater.cli.common import JsonOption, TenantOption, connected, err, print_json, read_settings
 from headwater.cli.comparing import show_sides
 from headwater.cli.reading import print_event
 from headwater.cli.where import HERE, Where, anywhere
 from headwater.gateway import Gateway
 from headwater.lane import OtherTeam
+from headwater.plurals import counted
 from headwater.replay.cohort import Cohort
 from headwater.replay.fork import ForkOptions
 from headwater.replay.gateway import Forks, forks_of

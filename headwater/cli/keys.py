@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from headwater.cli.common import DataOption, JsonOption, connected, err, out, print_json, read_settings, table_of
+from headwater.cli.common import DataOption, JsonOption, connected, err, out, print_json, read_settings
+from headwater.cli.tables import print_table, table_of
 from headwater.client import Headwater
 from projections.api_keys import SCOPES, ApiKey, create_key, list_keys, revoke_key
 from projections.db import migrate
@@ -63,7 +64,7 @@ def list_(
         for key in found:
             print_json(key.as_dict())
         return
-    table = table_of("id", "tenant", "scopes", "name", "created", "revoked", id_first=True)
+    table = table_of("id", "tenant", "scopes", "name", "created", "revoked", texts=("scopes", "name"))
     for key in found:
         shown = key.as_dict()
         table.add_row(
@@ -74,7 +75,7 @@ def list_(
             f"{key.created_at:%Y-%m-%d %H:%M}",
             f"{key.revoked_at:%Y-%m-%d %H:%M}" if key.revoked_at else "",
         )
-    out.print(table)
+    print_table(table, less=("created",))
 
 
 @keys.command("revoke")

@@ -8,14 +8,15 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from handlers.prices import PriceTable
 from handlers.supervisor import Rules
 from headwater.cli.common import JsonOption, err, out, print_json, read_settings
 from headwater.cli.recordings import one_tenant, read_log, sink
 from headwater.cli.showing import as_text
+from headwater.cli.tables import print_table, table_of
 from headwater.cli.where import HERE, Where, anywhere
+from headwater.plurals import counted
 from headwater.remote_history import RemoteHistory
 from headwater.replay.fixture import fixture
 from headwater.replay.moments import position_of
@@ -62,7 +63,7 @@ def verify_logs(
 
         @_at_times
         def show(tasks: int, decisions: int) -> None:
-            progress.update(bar, description=f"verifying: {tasks:,} tasks, {decisions:,} decisions")
+            progress.update(bar, description=f"verifying: {counted(tasks, 'task')}, {counted(decisions, 'decision')}")
 
         async def work(recording: Recording) -> Report:
             if rules is None:
@@ -104,7 +105,7 @@ def _show_report(report: Report) -> None:
     notes = [f"{report.open_tasks:,} of them not ended"] * bool(report.open_tasks)
     notes += [f"{report.skipped:,} left out, which began before this log does"] * bool(report.skipped)
     more = f" ({'; '.join(notes)})" if notes else ""
-    out.print(f"{report.tasks:,} tasks with {report.decisions:,} decisions verified{more}")
+    out.print(f"{counted(report.tasks, 'task')} with {counted(report.decisions, 'decision')} verified{more}")
     for found in report.differences:
         out.print(f"[red]task {found.task_id}[/red] of {escape(found.tenant_id)}, event {found.event_id}")
         out.print(f"  at        {escape(found.pointer or '(the whole decision)')}")
@@ -112,7 +113,8 @@ def _show_report(report: Report) -> None:
         out.print(f"  now       {escape(as_text(found.now))}", soft_wrap=True)
     if report.diverged:
         rest = report.diverged - len(report.differences)
-        out.print(f"{report.diverged:,} tasks would go another way now" + (f", {rest:,} not shown" if rest else ""))
+        more = f", {rest:,} not shown" if rest else ""
+        out.print(f"{counted(report.diverged, 'task')} would go another way now{more}")
     else:
         out.print("[green]every decision would be the same now[/green]")
 
@@ -167,7 +169,7 @@ def reprice(
 
         @_at_times
         def show(attempts: int) -> None:
-            progress.update(bar, description=f"pricing: {attempts:,} attempts")
+            progress.update(bar, description=f"pricing: {counted(attempts, 'attempt')}")
 
         async def work(recording: Recording) -> Repriced:
             tenants = [check_tenant_id(tenant)] if tenant else await recording.tenants()
@@ -177,13 +179,16 @@ def reprice(
     if json_:
         print_json(found.as_dict())
         return
-    rows = Table("agent", "model", "priced as", "attempts", "tokens", "recorded", "repriced", "difference", "unpriced")
+    unpriced = any(line.unpriced for line in found.lines)
+    numbers = ("attempts", "tokens", "recorded", "repriced", "difference", *(["unpriced"] if unpriced else []))
+    rows = table_of("agent", "model", *numbers, numbers=numbers, texts=("model",))
     for line in found.lines:
         difference = plain(line.repriced_usd - line.recorded_usd)
         money = (plain(line.recorded_usd), plain(line.repriced_usd), difference)
         counts = (f"{line.attempts:,}", f"{line.tokens:,}")
-        rows.add_row(line.agent_id, line.model, line.repriced_as, *counts, *money, f"{line.unpriced:,}")
-    out.print(rows)
+        priced = line.model if line.repriced_as == line.model else f"{line.model} → {line.repriced_as}"
+        rows.add_row(line.agent_id, escape(priced), *counts, *money, *([f"{line.unpriced:,}"] if unpriced else []))
+    print_table(rows, less=("attempts", "tokens"))
     total = plain(found.repriced_usd - found.recorded_usd)
     out.print(f"${plain(found.recorded_usd)} recorded, ${plain(found.repriced_usd)} repriced: {total} difference")
     if models:

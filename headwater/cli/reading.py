@@ -10,6 +10,7 @@ from headwater.cli.showing import as_text, show_forks, show_outcome, summary_of
 from headwater.cli.where import HERE, Where, anywhere
 from headwater.gateway import Gateway
 from headwater.history import check_position, event_json
+from headwater.plurals import counted
 from projections.history import SeenEntry
 from projections.projection import format_position
 from schemas.errors import InvalidInputError, NotFoundError, UnreadableEventError
@@ -122,7 +123,7 @@ def session(
     if json_:
         print_json(found)
         return
-    out.print(f"[bold]{escape(session_id)}[/bold]  {len(found['tasks'])} tasks, ${found['cost_usd']}")
+    out.print(f"[bold]{escape(session_id)}[/bold]  {counted(len(found['tasks']), 'task')}, ${found['cost_usd']}")
     for name, value in found.get("state", {}).items():
         out.print(f"[dim]state[/dim]     {escape(name)} = {escape(as_text(value))}", soft_wrap=True)
     for message in found["messages"]:

@@ -13,6 +13,7 @@ from headwater.cli.running import AgentsOption
 from headwater.cli.stepping import step_through
 from headwater.cli.telling import show_blame, show_moment, show_story
 from headwater.cli.where import HERE, Where, anywhere
+from headwater.plurals import counted
 from headwater.remote_history import RemoteHistory
 from headwater.replay.blame import blame as find_blame
 from headwater.replay.moments import events_of, moment, position_of, task_events
@@ -158,4 +159,4 @@ def export_log(
     count = read_log(where, None, work)
     if not count:
         raise NotFoundError(f"tenant {tenant!r} has no such events")
-    err.print(f"{count:,} events of {tenant} written to {output or 'standard output'}")
+    err.print(f"{counted(count, 'event')} of {tenant} written to {output or 'standard output'}")

@@ -8,6 +8,7 @@ import typer
 from headwater.cli.common import DataOption, err, out, read_settings, run_async
 from headwater.embedded import Endpoints
 from headwater.logs import configure_logging
+from headwater.plurals import counted
 
 AgentsOption = Annotated[
     str | None, typer.Option("--agents", help="The team to run, as module:object, such as my_team.agents:team.")
@@ -40,7 +41,7 @@ def up(
     configure_logging(settings.log_level)
 
     def announce(endpoints: Endpoints, url: str) -> None:
-        out.print(f"[bold]Headwater is up[/bold] on {settings.data}, with {settings.workers} workers")
+        out.print(f"[bold]Headwater is up[/bold] on {settings.data}, with {counted(settings.workers, 'worker')}")
         out.print(f"  HTTP        {url}  (/docs, /asyncapi, /metrics)")
         out.print(f"  Redis       {_shown(endpoints.redis_url)}")
         out.print(f"  PostgreSQL  {_shown(endpoints.database_url)}")

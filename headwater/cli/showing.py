@@ -6,7 +6,9 @@ from typing import Any
 import orjson
 from rich.markup import escape
 
-from headwater.cli.common import out, table_of
+from headwater.cli.common import out
+from headwater.cli.tables import print_table, table_of
+from headwater.plurals import counted
 
 _STATUS = {"completed": "green", "failed": "red", "cancelled": "yellow"}
 SUMMARY_CHARS = 100
@@ -27,7 +29,7 @@ def show_outcome(task: Mapping[str, Any]) -> None:
         unpriced = task.get("unpriced_attempts") or 0
         notes = [f"{unknown} of unknown outcome"] * bool(unknown) + [f"{unpriced} without a price"] * bool(unpriced)
         more = f", {', '.join(notes)}" if notes else ""
-        out.print(f"  cost     ${task['cost_usd']} for {task.get('llm_attempts', '?')} LLM attempts{more}")
+        out.print(f"  cost     ${task['cost_usd']} for {counted(task.get('llm_attempts') or 0, 'LLM attempt')}{more}")
     if task.get("error"):
         out.print(f"  error    {escape(str(task['error']))}", soft_wrap=True)
     if task.get("result") is not None:
@@ -37,13 +39,12 @@ def show_outcome(task: Mapping[str, Any]) -> None:
 def show_forks(found: Mapping[str, Any]) -> None:
     """The forks of a task, and what all of it cost."""
     if found["forks"]:
-        table = table_of("fork", "of", "status", "cost", id_first=True)
+        table = table_of("fork", "of", "status", "cost", numbers=("cost",))
         for one in found["forks"]:
             table.add_row(one["task"], one["fork_of"], one["status"], f"${one['cost_usd']}")
-        out.print(table)
-    count = len(found["forks"])
-    what = "1 fork" if count == 1 else f"{count:,} forks"
-    out.print(f"${found['cost_usd']} for the task, ${found['forks_usd']} for {what}: ${found['total_usd']}")
+        print_table(table)
+    forks = counted(len(found["forks"]), "fork")
+    out.print(f"${found['cost_usd']} for the task, ${found['forks_usd']} for {forks}: ${found['total_usd']}")
 
 
 def as_text(value: Any) -> str:
@@ -72,9 +73,9 @@ def _proposal(body: Mapping[str, Any]) -> str:
 _SUMMARIES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "task.submitted": lambda b: f"{b['task_type']}: {_short(b['text'])}",
     "task.forked": lambda b: f"of {b['origin_task_id']}: {_short(b['text'])}",
-    "task.resumed": lambda b: f"{len(b['call_ids'])} calls",
+    "task.resumed": lambda b: counted(len(b["call_ids"]), "call"),
     "task.routed": lambda b: f"to {b['agent_id']} by {b['routed_by']}: {b['reasoning']}",
-    "task.decomposed": lambda b: f"into {len(b['subtasks'])} subtasks: {b['reasoning']}",
+    "task.decomposed": lambda b: f"into {counted(len(b['subtasks']), 'subtask')}: {b['reasoning']}",
     "task.cancel_requested": lambda b: str(b["reason"]),
     "task.cancelled": lambda b: str(b["reason"]),
     "supervisor.asked": lambda b: f"a model to {b['question']}",

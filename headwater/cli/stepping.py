@@ -9,6 +9,7 @@ from rich.markup import escape
 from handlers.supervisor import TaskState, evolve
 from headwater.cli.common import err, out
 from headwater.cli.showing import as_text
+from headwater.plurals import counted
 from headwater.replay.moments import position_of
 from headwater.replay.sentences import tell
 from schemas.errors import InvalidInputError
@@ -23,7 +24,7 @@ def step_through(events: list[AgentEvent]) -> None:
     for event in events:
         states.append(evolve(states[-1], event))
     here = 0
-    out.print(f"[dim]{len(events)} events; {HELP}[/dim]")
+    out.print(f"[dim]{counted(len(events), 'event')}; {HELP}[/dim]")
     _show(events, here)
     while (asked := _ask()) is not None:
         command, _, rest = asked.partition(" ")

@@ -14,6 +14,7 @@ from headwater.cli.common import JsonOption, TenantOption, err, out, print_json
 from headwater.cli.showing import show_outcome
 from headwater.cli.where import HERE, Where, anywhere
 from headwater.gateway import Gateway
+from headwater.plurals import counted
 from schemas.complaints import first_complaint
 from schemas.errors import HeadwaterError, InvalidInputError
 from schemas.ids import check_tenant_id
@@ -151,7 +152,9 @@ async def _submit_file(hw: Gateway, file: Path, wait: bool, timeout_s: float, js
     for problem in sorted(problems, key=lambda text: int(text.split()[1].rstrip(":"))):
         err.print(f"[red]error:[/red] {problem}", soft_wrap=True)
     duplicates = sum(result.duplicate for result in accepted)
-    summary = f"{len(accepted) - duplicates} submitted, {duplicates} known already, {len(problems)} bad lines"
+    summary = (
+        f"{len(accepted) - duplicates} submitted, {duplicates} known already, {counted(len(problems), 'bad line')}"
+    )
     err.print(summary + (f", {failed} failed" if wait else ""))
     return bool(problems or failed)
 

@@ -9,6 +9,7 @@ from rich.tree import Tree
 
 from headwater.cli.common import out
 from headwater.cli.showing import as_text
+from headwater.plurals import counted
 from headwater.replay.story import Node, Share, Story
 from schemas.money import plain
 
@@ -105,9 +106,8 @@ def show_moment(found: Mapping[str, Any]) -> None:
         out.print(f"[bold]what {escape(context['agent'])} was given[/bold] (call {context['call']})")
         out.print(escape(_cut(context["given"])), soft_wrap=True)
     ledger = found["ledger"]
-    out.print(
-        f"[bold]ledger of {escape(found['tenant'])}[/bold]  ${ledger['total_usd']}, {ledger['attempts']} attempts"
-    )
+    attempts = counted(ledger["attempts"], "attempt")
+    out.print(f"[bold]ledger of {escape(found['tenant'])}[/bold]  ${ledger['total_usd']}, {attempts}")
     for agent, usd in ledger["by_agent"].items():
         out.print(f"  {escape(agent):20} ${usd}")
 

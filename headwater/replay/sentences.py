@@ -5,6 +5,7 @@ from typing import Any
 
 import orjson
 
+from headwater.plurals import counted
 from schemas.bodies import (
     AgentCancelled,
     AgentCompleted,
@@ -91,7 +92,7 @@ def _decomposed(body: TaskDecomposed, event: AgentEvent, _: Sequence[AgentEvent]
         for n, s in enumerate(body.subtasks)
     ]
     why = f" ({body.reasoning})" if body.reasoning else ""
-    return f"The supervisor split it into {len(steps)} steps{why}: {'; '.join(steps)}"
+    return f"The supervisor split it into {counted(len(steps), 'step')}{why}: {'; '.join(steps)}"
 
 
 def _asked(body: SupervisorAsked, event: AgentEvent, _: Sequence[AgentEvent]) -> str:
@@ -141,7 +142,7 @@ def _attempted(body: LlmAttempted, event: AgentEvent, _: Sequence[AgentEvent]) -
     who = f"{body.agent_id} asked {body.answered_model or body.requested_model}"
     again = f" again (attempt {body.attempt})" if body.attempt > 1 else ""
     if body.status == "ok":
-        tokens = f", {body.tokens.total:,} tokens" if body.tokens else ""
+        tokens = f", {counted(body.tokens.total, 'token')}" if body.tokens else ""
         cost = f"${body.cost_usd}" if body.cost_usd is not None else f"price {body.cost_status}"
         return f"{who}{again}: answered in {_took(body.duration_us)}{tokens}, {cost}"
     if body.status == "unknown":

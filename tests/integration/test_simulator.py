@@ -271,7 +271,7 @@ async def test_script_rules(litellm: Any) -> None:
     [
         (load_answers, [{"answer": "x"}, {"user": "("}], r"rule 2 \(user\): .*not a regular expression"),
         (load_answers, [{"answer": "x"}, {"user": "a"}], r"rule 2: .*either 'answer' or 'json'"),
-        (load_answers, [{"answer": "x", "usr": "a"}], r"rule 1 \(usr\): Extra inputs"),
+        (load_answers, [{"answer": "x", "usr": "a"}], r"rule 1 \(usr\): is not known here"),
         (load_answers, [{"user": "(?P<a>x)", "answer": "{{user.b}}"}], r"rule 1: .*\(\?P<b>"),
         (load_answers, [{"answer": []}], r"rule 1 \(answer"),
         (load_prices, {"m": {"input_cost_per_token": "free"}}, "m: input_cost_per_token.*not a decimal"),
