@@ -1,6 +1,8 @@
 """The command `headwater`."""
 
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -19,33 +21,60 @@ from headwater.cli import (
     submitting,
 )
 from headwater.cli.common import err
+from headwater.cli.help import arrange
 from schemas.errors import HeadwaterError, InvalidInputError, SettingError
+
+PANELS = {
+    "Run": ("up", "api", "worker", "projector", "simulator"),
+    "Tasks": ("submit", "cancel", "task", "session", "events", "costs"),
+    "Replay": ("replay", "fork", "compare", "reprice", "export", "fixture"),
+    "Operate": ("dead-letters", "keys", "digest", "rebuild", "trim"),
+}
+"""How the commands are listed: by what they are for, in the order in which they are met."""
 
 app = typer.Typer(
     name="headwater",
     help="Event-sourced stream processor for multi-tenant teams of LLM agents.",
+    epilog="Settings come from the environment (docs/settings.md); an option goes before its setting.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-running.register(app)
-submitting.register(app)
-reading.register(app)
-costs.register(app)
-replaying.register(app)
-proving.register(app)
-forking.register(app)
-comparing.register(app)
-admin.register(app)
-dead_letters.register(app)
-keys.register(app)
+for part in (
+    running,
+    submitting,
+    reading,
+    costs,
+    replaying,
+    proving,
+    forking,
+    comparing,
+    admin,
+    dead_letters,
+    keys,
+):
+    part.register(app)
+arrange(app, PANELS)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"headwater {version('headwater')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None: ...
 
 
 def main() -> None:
-    """Entry point: errors of ours are one message on stderr; exit 2 for a usage error, 1 for a failure."""
+    """Run the command: errors of ours are one message on stderr; exit 2 for a usage error, 1 for a failure."""
     try:
-        app()
+        app(prog_name="headwater")
     except BrokenPipeError:
         # The reader of our output, such as `head`, has seen enough.
         sys.stderr.close()

@@ -28,12 +28,17 @@ def register(app: typer.Typer) -> None:
 
 def rebuild(
     what: Annotated[
-        str, typer.Argument(metavar="[ledger|sessions|memories|metrics|all]", help="What to rebuild.")
+        str,
+        typer.Argument(
+            metavar="WHAT",
+            help="ledger, sessions, memories, metrics or all.",
+            autocompletion=lambda: [*rebuildable(), "all"],
+        ),
     ] = "all",
     data: DataOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Drop a read model and make it again from the archive. What is read meanwhile is the old one, until it is done."""
+    """Make a read model again from the archive. What is read meanwhile is the old one, until it is done."""
     names = rebuildable() if what == "all" else [what]
     if unknown := [name for name in names if name not in rebuildable()]:
         raise InvalidInputError(f"{unknown[0]!r} cannot be rebuilt: choose from {', '.join(rebuildable())}, all")
@@ -55,20 +60,20 @@ def rebuild(
 
 
 def digest(data: DataOption = None, json_: JsonOption = False) -> None:
-    """Print a digest of every read model at its position: equal digests at equal positions mean equal rows."""
+    """Print a digest of every read model. Equal digests at equal positions mean equal rows."""
     _show(connected(read_settings(data=data), lambda hw: digests(hw.pool)), json_)
 
 
 def trim(
     older_than: Annotated[
         float | None,
-        typer.Option(metavar="HOURS", min=0, help="Leave what is younger. [default: HEADWATER_RETENTION_HOURS]"),
+        typer.Option(metavar="HOURS", min=0, help="Leave what is younger.", show_default="HEADWATER_RETENTION_HOURS"),
     ] = None,
     tenant: Annotated[str | None, typer.Option("--tenant", "-t", help="Only this tenant.")] = None,
     data: DataOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Remove old events from Redis that are archived in PostgreSQL and that nothing waits for. Reading stays the same.
+    """Remove old events from Redis. Only what is archived in PostgreSQL and nothing waits for; reading stays the same.
 
     What belongs to an open task stays, and what some reader has not read.
     """

@@ -36,8 +36,17 @@ def _console(*, stderr: bool = False) -> Console:
 out = _console()
 err = Console(stderr=True, highlight=False)
 
-DIRECTORY_HELP = "Data directory. [default: .headwater]"
-DataOption = Annotated[Path | None, typer.Option("--data", "--data-dir", help=DIRECTORY_HELP)]
+PANEL = "Which Headwater"
+
+
+def directory_option(*names: str) -> Any:
+    """The option that names the data directory."""
+    return typer.Option(
+        *names, help="Data directory.", show_default="HEADWATER_DATA, or .headwater", rich_help_panel=PANEL
+    )
+
+
+DataOption = Annotated[Path | None, directory_option("--data", "--data-dir")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON: one object, or one a line for a list.")]
 TenantOption = Annotated[str, typer.Option("--tenant", "-t", help="Tenant id.")]
 

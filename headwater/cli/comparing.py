@@ -26,7 +26,7 @@ def compare(
     where: Where = HERE,
     json_: JsonOption = False,
 ) -> None:
-    """Lay two tasks side by side: what was decided up to where they part, their results, costs, latency and tokens."""
+    """Lay two tasks side by side. What was decided up to where they part, their results, costs, latency and tokens."""
     check_tenant_id(tenant)
     if len(tasks) != 2:
         raise InvalidInputError("give the ids of two tasks")

@@ -32,9 +32,19 @@ def register(app: typer.Typer) -> None:
 def costs(
     tenant: Annotated[str | None, typer.Option("--tenant", "-t", help="Only this tenant.")] = None,
     agent: Annotated[str | None, typer.Option("--agent", "-a", help="Only this agent, over all tenants.")] = None,
-    by: Annotated[str | None, typer.Option(help=f"{', '.join(COST_KEYS)}. [default: agent, or tenant]")] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHAT",
+            help=f"{', '.join(COST_KEYS)}.",
+            show_default="agent, or without --tenant tenant",
+            autocompletion=lambda: list(COST_KEYS),
+        ),
+    ] = None,
     days: Annotated[int, typer.Option(min=1, max=36500, help="How far back: whole days in UTC, today included.")] = 30,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows, the dearest. [default: all]")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many rows, the dearest.", show_default="all")
+    ] = None,
     decision: Annotated[
         str | None,
         typer.Option("--decision", "--under", help="An event of --tenant: what it cost with everything under it."),
@@ -48,7 +58,7 @@ def costs(
     where: Where = HERE,
     json_: JsonOption = False,
 ) -> None:
-    """Print what was spent, from the ledger: exact, failed and cancelled attempts included.
+    """Print what was spent. From the ledger: exact, failed and cancelled attempts included.
 
     By outcome, each attempt counts once: useful; failed_attempt; rejected_handoff (the run whose handoff was
     rejected); failed_run; cancelled (the attempt, its run or its task); failed_task. Attempts without a known price

@@ -16,7 +16,7 @@ IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Its id, as 'dead-
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    letters = typer.Typer(help="What could not be handled: look at it, have it handled again, or drop it.")
+    letters = typer.Typer(help="Look at what could not be handled, have it handled again, or drop it.")
     for name, command in (("list", list_), ("show", show), ("redrive", redrive), ("drop", drop)):
         letters.command(name)(anywhere(command))
     app.add_typer(letters, name="dead-letters", no_args_is_help=True)
@@ -71,7 +71,7 @@ def redrive(
     where: Where = HERE,
     json_: JsonOption = False,
 ) -> None:
-    """Have a dead letter handled again, and after it what waited behind it in its task."""
+    """Have a dead letter handled again. After it comes what waited behind it in its task."""
     check_tenant_id(tenant)
     letter = where.ask(lambda hw: hw.dead_letters.redrive(tenant, parked_id))
     print_json(letter.as_dict() | {"outcome": "redriven"}) if json_ else out.print(f"redriven: {parked_id}")

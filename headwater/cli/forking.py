@@ -27,10 +27,33 @@ from schemas.ids import check_tenant_id, new_id
 from schemas.money import plain
 from schemas.task import Accepted
 
+MANY = "Many tasks"
 LOOK_S = 0.5
 """How often the cost so far is looked at."""
 LOOK_PER_FORK_S = 0.05
 """Over HTTP each fork is looked at by itself."""
+
+AgentsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODULE:OBJECT", help="Another team than the running one; it runs in this process, while it waits."
+    ),
+]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="USD", help="What each fork may cost. It may go over by the requests that are in flight then."
+    ),
+]
+CohortOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WORDS",
+        help="Not one task, but those that have in common: 'type=refund since=7d status=completed session=S', each "
+        "word or none.",
+        rich_help_panel=MANY,
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -41,18 +64,11 @@ def register(app: typer.Typer) -> None:
 def fork(
     tenant: TenantOption,
     task: Annotated[str | None, typer.Option("--task", "-k", help="The task to run again.")] = None,
-    cohort: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WORDS",
-            help="Many tasks instead: 'type=refund since=7d status=completed session=S', each word or none.",
-        ),
-    ] = None,
-    sample: Annotated[int, typer.Option(min=1, max=10_000, help="With --cohort: so many tasks at most.")] = 50,
-    seed: Annotated[int, typer.Option(help="With --cohort: another number is another sample.")] = 0,
     at: Annotated[
         str | None,
-        typer.Option(metavar="EVENT", help="Decide this fact anew and go on from there. [default: from the start]"),
+        typer.Option(
+            metavar="EVENT", help="Decide this fact anew and go on from there.", show_default="from the start"
+        ),
     ] = None,
     model: Annotated[
         list[str] | None,
@@ -61,25 +77,18 @@ def fork(
     payload: Annotated[
         str | None, typer.Option("--data", metavar="JSON", help="A JSON object in the place of the task's data.")
     ] = None,
-    agents: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODULE:OBJECT", help="Another team than the running one; it runs in this process, while it waits."
-        ),
-    ] = None,
+    agents: AgentsOption = None,
+    budget: BudgetOption = None,
     repeat: Annotated[int, typer.Option(min=1, max=1000, help="So many forks at once.")] = 1,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            metavar="USD", help="What each fork may cost. It may go over by the requests that are in flight then."
-        ),
-    ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Print the fork's events as they come.")] = False,
     timeout: Annotated[float, typer.Option(help="Wait so many seconds at most; the forks go on.")] = 600.0,
+    cohort: CohortOption = None,
+    sample: Annotated[int, typer.Option(min=1, max=10_000, help="So many tasks at most.", rich_help_panel=MANY)] = 50,
+    seed: Annotated[int, typer.Option(help="Another number is another sample.", rich_help_panel=MANY)] = 0,
     where: Where = HERE,
     json_: JsonOption = False,
 ) -> None:
-    """Run a task again, live, by the workers that run now or by --agents: as a new task, a fork, with its own costs.
+    """Run a task again, live. By the workers that run now or by --agents, as a new task, a fork, with its own costs.
 
     What was recorded before the point is taken over and not paid again; after it agents, models and tools work for
     real. A fork adds no messages to its session. Exits with 1 unless every fork completes. With --cohort, an

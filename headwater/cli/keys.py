@@ -12,12 +12,12 @@ from projections.api_keys import SCOPES, ApiKey, create_key, list_keys, revoke_k
 from projections.db import migrate
 from schemas.ids import check_tenant_id
 
-keys = typer.Typer(name="keys", help="API keys of the HTTP interface.", no_args_is_help=True)
+keys = typer.Typer(name="keys", help="Make, list and revoke API keys of the HTTP interface.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    app.add_typer(keys)
+    app.add_typer(keys, name="keys")
 
 
 @keys.command("create")
@@ -26,7 +26,13 @@ def create(
         str | None, typer.Option("--tenant", "-t", help="The tenant it is for. Left out: an operator's key, for all.")
     ] = None,
     scope: Annotated[
-        list[str] | None, typer.Option("--scope", help=f"{', '.join(SCOPES)}; can be repeated.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            "--scope",
+            help=f"{', '.join(SCOPES)}; can be repeated.",
+            show_default=False,
+            autocompletion=lambda: list(SCOPES),
+        ),
     ] = None,
     name: Annotated[str, typer.Option(help="What it is for.")] = "",
     data: DataOption = None,

@@ -121,19 +121,29 @@ def _show_report(report: Report) -> None:
 
 def make_fixture(
     task: Annotated[str, typer.Option("--task", "-k", help="Task id.")],
-    tenant: Annotated[str | None, typer.Option("--tenant", "-t", help="Tenant id.")] = None,
-    agents: Annotated[str | None, typer.Option("--agents", help="The team it was recorded with.")] = None,
+    tenant: Annotated[
+        str | None, typer.Option("--tenant", "-t", help="Tenant id.", show_default="the only one there is")
+    ] = None,
+    agents: Annotated[
+        str | None,
+        typer.Option(
+            "--agents",
+            metavar="MODULE:OBJECT",
+            help="The team it was recorded with.",
+            show_default="HEADWATER_AGENTS",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="File to write, best named *.headwater.jsonl. [default: stdout]"),
+        typer.Option("--output", "-o", help="File to write, best named *.headwater.jsonl.", show_default="stdout"),
     ] = None,
     keep: Annotated[
         list[str] | None, typer.Option("--keep", help="A word or number that stays: one that the rules look at.")
     ] = None,
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="A file of 'headwater export'.")] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="A file of 'headwater export'.")] = None,
     where: Where = HERE,
 ) -> None:
-    """Write a task as a sanitised recorded log: mails, names and numbers become stand-ins of the same shape.
+    """Write a task as a sanitised log for tests. Mails, names and numbers become stand-ins of the same shape.
 
     pytest runs files named *.headwater.jsonl with the plugin headwater.testing.plugin: each is decided again.
     """
@@ -151,7 +161,7 @@ def make_fixture(
 
 def reprice(
     prices: Annotated[Path, typer.Option("--prices", help="JSON price file in LiteLLM's format.")],
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="A file of 'headwater export'.")] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="A file of 'headwater export'.")] = None,
     tenant: Annotated[str | None, typer.Option("--tenant", "-t", help="Only this tenant.")] = None,
     model: Annotated[
         list[str] | None, typer.Option("--model", metavar="A=B", help="Price what model A used as if B had used it.")
@@ -160,7 +170,10 @@ def reprice(
     where: Where = HERE,
     json_: JsonOption = False,
 ) -> None:
-    """What the recorded tokens would have cost. The ledger does not move; of the quality nothing is known."""
+    """Print what the recorded tokens would have cost at other prices. The ledger does not move.
+
+    Nothing is known of the quality of what another model would have answered.
+    """
     models = dict(_pair(text) for text in model or ())
     table = PriceTable.load(prices)
     start: Position = START if since is None else position_of(since, [])

@@ -78,7 +78,7 @@ def task(
     where: Where = HERE,
     json_: JsonOption = False,
 ) -> None:
-    """Print a task: its result, its call chain, how it was routed, what each agent said, and its exact cost.
+    """Print a task. Its result, its call chain, how it was routed, what each agent said, and its exact cost.
 
     Forks are tasks of their own, and never in its cost.
     """
@@ -103,7 +103,7 @@ def session(
     where: Where = HERE,
     json_: JsonOption = False,
 ) -> None:
-    """Print a session: its messages in order, its tasks, and its exact cost. 'session clear ID' clears it.
+    """Print a session, or clear it with 'session clear ID'. Its messages in order, its tasks, and its exact cost.
 
     What was said before a clear stays in the log, and is not part of any later context.
     """

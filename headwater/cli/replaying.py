@@ -9,7 +9,6 @@ import typer
 from headwater.cli.common import JsonOption, err, print_json
 from headwater.cli.proving import verify_logs
 from headwater.cli.recordings import one_tenant, read_log, sink
-from headwater.cli.running import AgentsOption
 from headwater.cli.stepping import step_through
 from headwater.cli.telling import show_blame, show_moment, show_story
 from headwater.cli.where import HERE, Where, anywhere
@@ -25,11 +24,11 @@ from schemas.ids import check_tenant_id
 
 FilesArgument = Annotated[
     list[Path] | None,
-    typer.Argument(
-        metavar="[FILE]…", help="A file of 'headwater export'; with --verify, any number. No server needed."
-    ),
+    typer.Argument(metavar="FILE", help="A file of 'headwater export'; with --verify, any number. No server needed."),
 ]
-OptionalTenant = Annotated[str | None, typer.Option("--tenant", "-t", help="Tenant id. [default: the file's only one]")]
+OptionalTenant = Annotated[
+    str | None, typer.Option("--tenant", "-t", help="Tenant id.", show_default="the file's only one")
+]
 TaskOption = Annotated[str | None, typer.Option("--task", "-k", help="Task id.")]
 SessionOption = Annotated[str | None, typer.Option("--session", "-s", help="Session id: all its tasks.")]
 
@@ -55,12 +54,20 @@ def replay(
     verify: Annotated[
         bool, typer.Option("--verify", help="Decide again with the team of --agents; exit 1 at a difference.")
     ] = False,
-    agents: AgentsOption = None,
+    agents: Annotated[
+        str | None,
+        typer.Option(
+            "--agents",
+            metavar="MODULE:OBJECT",
+            help="With --verify: the team that decides. Over a URL, without one, the team over there.",
+            show_default="HEADWATER_AGENTS",
+        ),
+    ] = None,
     since: Annotated[str | None, typer.Option(help="With --verify: only tasks after this position or time.")] = None,
     where: Where = HERE,
     json_: JsonOption = False,
 ) -> None:
-    """Tell a task's story from the log: what led to what, why, by whom, and where the money went.
+    """Tell a task's story from the log. What led to what, why, by whom, and where the money went.
 
     With --verify, every decision of the log is made again from the recorded facts and compared: a new routing rule or
     strictness table, tested against last month. No model is asked, and nothing is written. Reads the archive and the
@@ -134,11 +141,11 @@ def export_log(
     session: SessionOption = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="File to write, gzipped if it ends with .gz. [default: stdout]"),
+        typer.Option("--output", "-o", help="File to write, gzipped if it ends with .gz.", show_default="stdout"),
     ] = None,
     where: Where = HERE,
 ) -> None:
-    """Write a tenant's log, or one task's or session's part of it, to a file that replay and verify read."""
+    """Write a log to a file for replay. A tenant's, or one task's or session's part of it; no server is needed then."""
     check_tenant_id(tenant)
 
     async def work(recording: Recording) -> int:

@@ -11,7 +11,17 @@ from headwater.logs import configure_logging
 from headwater.plurals import counted
 
 AgentsOption = Annotated[
-    str | None, typer.Option("--agents", help="The team to run, as module:object, such as my_team.agents:team.")
+    str | None,
+    typer.Option(
+        "--agents",
+        metavar="MODULE:OBJECT",
+        help="The team, such as my_team.agents:team.",
+        show_default="HEADWATER_AGENTS",
+    ),
+]
+
+PortOption = Annotated[
+    int | None, typer.Option(help="HTTP port, 0 for any free one.", show_default="HEADWATER_PORT, or 8080")
 ]
 
 
@@ -27,10 +37,14 @@ def register(app: typer.Typer) -> None:
 def up(
     data: DataOption = None,
     agents: AgentsOption = None,
-    port: Annotated[int | None, typer.Option(help="HTTP port, 0 for any free one. [default: 8080]")] = None,
-    workers: Annotated[int | None, typer.Option(help="Worker processes. [default: 2]")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="HTTP port, 0 for any free one.", show_default="HEADWATER_PORT, or 8080")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Worker processes.", show_default="HEADWATER_WORKERS, or 2")
+    ] = None,
 ) -> None:
-    """Run everything in one process tree; Ctrl-C drains and stops it.
+    """Run everything in one process tree. Ctrl-C drains and stops it.
 
     Starts an embedded Redis and PostgreSQL in the data directory unless REDIS_URL and DATABASE_URL name yours, the
     HTTP application, the projector, and worker processes, which are started again when they die.
@@ -55,10 +69,14 @@ def up(
 
 def api(
     data: DataOption = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(help="HTTP port, 0 for any free one. [default: 8080]")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on.", show_default="HEADWATER_HOST, or 127.0.0.1")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="HTTP port, 0 for any free one.", show_default="HEADWATER_PORT, or 8080")
+    ] = None,
 ) -> None:
-    """Run one process of the HTTP application, until SIGTERM."""
+    """Run one process of the HTTP application. SIGTERM stops it."""
     from headwater.http_server import run_api
     from headwater.node import find_endpoints
 
@@ -74,7 +92,7 @@ def api(
 
 
 def worker(data: DataOption = None, agents: AgentsOption = None) -> None:
-    """Run one worker process: it decides on tasks and runs agents, until SIGTERM."""
+    """Run one worker process, which decides on tasks and runs agents. SIGTERM stops it."""
     from headwater.node import find_endpoints
     from headwater.processes import run_worker
 
@@ -84,7 +102,7 @@ def worker(data: DataOption = None, agents: AgentsOption = None) -> None:
 
 
 def projector(data: DataOption = None) -> None:
-    """Run one projector process: it applies the log to the read models, until SIGTERM."""
+    """Run one projector process, which applies the log to the read models. SIGTERM stops it."""
     from headwater.node import find_endpoints
     from headwater.processes import run_projector
 
@@ -102,7 +120,7 @@ def simulator(
     latency_ms: Annotated[int, typer.Option(min=0, help="Latency of every answer.")] = 0,
     bill: Annotated[Path | None, typer.Option(help="File that keeps the bill over restarts.")] = None,
 ) -> None:
-    """Run the provider simulator: OpenAI's interface, deterministic answers, faults, and a bill at GET /bill."""
+    """Run a simulator of an LLM provider. OpenAI's interface, deterministic answers, faults, a bill at GET /bill."""
     from headwater.simulator import FaultRule, SimulatorConfig, load_answers, load_prices, serve
 
     config = SimulatorConfig(

@@ -18,7 +18,7 @@ from headwater.plurals import counted
 from schemas.complaints import first_complaint
 from schemas.errors import HeadwaterError, InvalidInputError
 from schemas.ids import check_tenant_id
-from schemas.task import Accepted, NewTask
+from schemas.task import PRIORITY_RANK, Accepted, NewTask
 
 SUBMIT_AT_ONCE = 256
 
@@ -33,11 +33,16 @@ def submit(
     text: Annotated[str | None, typer.Argument(help="The task's text, '-' to read it from standard input.")] = None,
     tenant: Annotated[str | None, typer.Option("--tenant", "-t", help="Tenant id.")] = None,
     session: Annotated[str | None, typer.Option("--session", "-s", help="Session id.")] = None,
-    type_: Annotated[str | None, typer.Option("--type", help="What kind of task it is. [default: task]")] = None,
+    type_: Annotated[str | None, typer.Option("--type", help="What kind of task it is.", show_default="task")] = None,
     payload: Annotated[
         str | None, typer.Option("--data", metavar="JSON", help="A JSON object that goes with the task.")
     ] = None,
-    priority: Annotated[str | None, typer.Option(help="low, normal, high or critical. [default: normal]")] = None,
+    priority: Annotated[
+        str | None,
+        typer.Option(
+            help="low, normal, high or critical.", show_default="normal", autocompletion=lambda: list(PRIORITY_RANK)
+        ),
+    ] = None,
     idempotency_key: Annotated[
         str | None, typer.Option("--idempotency-key", "-k", help="The same key twice is one task.")
     ] = None,
@@ -207,7 +212,7 @@ def cancel(
     where: Where = HERE,
     json_: JsonOption = False,
 ) -> None:
-    """Ask for a task to be cancelled: what has not started does not start, and what runs is told to stop.
+    """Ask for a task to be cancelled. What has not started does not start, and what runs is told to stop.
 
     A task that has completed or failed stays so, and the command exits with 1.
     """

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from headwater.cli.common import DIRECTORY_HELP, connected, read_settings, run_async
+from headwater.cli.common import PANEL, connected, directory_option, read_settings, run_async
 from headwater.gateway import Gateway
 from headwater.remote import RemoteHeadwater
 from schemas.errors import InvalidInputError
@@ -17,10 +17,22 @@ from schemas.errors import InvalidInputError
 T = TypeVar("T")
 
 UrlOption = Annotated[
-    str | None, typer.Option("--url", help="A remote Headwater, over HTTP. [default: HEADWATER_URL, or the local one]")
+    str | None,
+    typer.Option(
+        "--url",
+        help="A Headwater elsewhere, over HTTP.",
+        show_default="HEADWATER_URL, or this machine's",
+        rich_help_panel=PANEL,
+    ),
 ]
 KeyOption = Annotated[
-    str | None, typer.Option("--key", help="API key for --url; HEADWATER_KEY is better: others see a command line.")
+    str | None,
+    typer.Option(
+        "--key",
+        help="API key for --url. HEADWATER_KEY is better: others see a command line.",
+        show_default="HEADWATER_KEY",
+        rich_help_panel=PANEL,
+    ),
 ]
 
 
@@ -58,7 +70,7 @@ HERE = Where()
 
 def anywhere(command: Callable[..., None], *directory: str) -> Callable[..., None]:
     """`command` with the options --data (or those in `directory`), --url and --key in the place of `where`."""
-    data = typer.Option(*(directory or ("--data", "--data-dir")), help=DIRECTORY_HELP)
+    data = directory_option(*(directory or ("--data", "--data-dir")))
     options = {"data_": Annotated[Path | None, data], "url": UrlOption, "key": KeyOption}
 
     @functools.wraps(command)
