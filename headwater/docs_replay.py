@@ -95,7 +95,8 @@ A request that is held back is a `budget.exceeded` in the log, and counted in `b
 `headwater task ID --forks` lists the forks of a task, and theirs, with what they cost beside it.
 
 Over HTTP: `GET /v1/tasks/{id}/story` (with `?at=`), `GET /v1/tasks/{id}/verify`, `POST /v1/tasks/{id}/fork`,
-`GET /v1/tasks/{id}/forks`.
+`GET /v1/tasks/{id}/forks`, `GET /v1/tasks/{id}/compare/{other}`; `GET /v1/blobs/{sha256}` has the contents that events
+refer to.
 """
 
 
@@ -156,13 +157,17 @@ and never mixed, because a recording cannot tell what an agent *would* have done
 | re-run: `fork`, `compare` | yes | a new task | what happens now |
 
 Every command reads the running system, archive and stream as one log: it says the same after trimming, and also when
-Redis has nothing of the task any more. Or it reads files that `headwater export` wrote, with no server at all. A log is
+Redis has nothing of the task any more. Or it reads the log of a system elsewhere with
+`--url` and `--key`, or files that `headwater export` wrote, with no server at all. A log is
 read a page at a time, so a tenant of a million events takes no more memory than one of a thousand (figures in
 [benchmarks](benchmarks.md)); of the ledger, `--at` reads the rows of the cost ledger up to that position.
 
 ```console
 $ headwater export --tenant acme --task $TASK -o task.jsonl.gz
+$ headwater replay --verify --tenant acme --agents my_team.next:team --url https://headwater.example
 ```
+
+A cohort, and a fork by another team, need the servers themselves.
 
 The outputs below are made by `make docs` from `examples/research_team/recorded.headwater.jsonl`: a task that was split,
 whose first handoff was rejected, and whose writer was killed in the middle.

@@ -112,7 +112,7 @@ class RemoteHeadwater:
 
     async def forks(self, tenant_id: str, task_id: str) -> dict[str, Any] | None:
         """The forks of a task with their costs and its own, or None."""
-        return await self._found(f"/v1/tasks/{_part(task_id)}/forks", tenant_id)
+        return await self._found(path_of("tasks", task_id, "forks"), tenant_id)
 
     async def cancel(self, tenant_id: str, task_id: str, reason: str = "") -> str:
         """Ask for a task to be cancelled. Returns how it stood. Raises `NotFoundError` for an unknown one."""

@@ -28,7 +28,7 @@ PANELS = {
     "Run": ("up", "api", "worker", "projector", "simulator"),
     "Tasks": ("submit", "cancel", "task", "session", "events", "costs"),
     "Replay": ("replay", "fork", "compare", "reprice", "export", "fixture"),
-    "Operate": ("dead-letters", "keys", "digest", "rebuild", "trim"),
+    "Operate": ("digest", "missing", "rebuild", "trim", "dead-letters", "keys"),
 }
 """How the commands are listed: by what they are for, in the order in which they are met."""
 

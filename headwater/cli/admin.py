@@ -102,7 +102,7 @@ def missing(
     data: DataOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """List the parts of logs that are in no read model: trimmed from Redis, and lost with a newer PostgreSQL.
+    """List the parts of logs that are in no read model. Trimmed from Redis, and lost with a newer PostgreSQL.
 
     What a restored database lacks and Redis still has is read again by itself, and is not missing.
     """
@@ -119,7 +119,7 @@ def missing(
     table = table_of("tenant", "all after", "and before", "noticed")
     for one in found:
         table.add_row(one.tenant, one.after, one.before, f"{one.noticed_at:%Y-%m-%d %H:%M:%S}")
-    out.print(table)
+    print_table(table)
 
 
 def _show(found: list[ProjectionDigest], json_: bool) -> None:

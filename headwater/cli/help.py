@@ -21,10 +21,13 @@ def arrange(app: typer.Typer, panels: Mapping[str, Sequence[str]]) -> None:
         raise ValueError(f"these commands are registered, or listed, and not both: {sorted(strangers)}")
     for one in found:
         one.rich_help_panel = places[one.name][0]
-    for several in (app.registered_commands, app.registered_groups):
-        several.sort(key=lambda one: places[str(one.name)][1])
-    for group in [app, *(one.typer_instance for one in app.registered_groups)]:
-        for command in group.registered_commands if group is not None else ():
+    parts = [app]
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            group.short_help = group.typer_instance.info.help
+            parts.append(group.typer_instance)
+    for part in parts:
+        for command in part.registered_commands:
             command.help, command.short_help = help_of(command.callback)
 
 

@@ -13,13 +13,13 @@ ROOT = Path(__file__).parents[2]
 TEAM = "examples.support_desk.agents:team"
 
 
-def start(data: Path, *arguments: str, cwd: Path = ROOT, **settings: str) -> "subprocess.CompletedProcess[str]":
-    """`headwater ARGUMENTS` to its end: it is expected to give up at once."""
+def start(data: Path, *arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
+    """`headwater ARGUMENTS` to its end: it is expected to give up at once. It starts in `PWD`, if that is given."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("HEADWATER_") and not k.endswith("_URL")}
     return subprocess.run(
         [sys.executable, "-m", "headwater", *arguments],
         env=kept | {"HEADWATER_DATA": str(data), "NO_COLOR": "1", "COLUMNS": "200", "HEADWATER_PORT": "0"} | settings,
-        cwd=cwd,
+        cwd=settings.get("PWD", ROOT),
         capture_output=True,
         text=True,
         check=False,
@@ -139,7 +139,7 @@ def test_a_module_of_the_users_in_the_place_of_ours_is_named(tmp_path: Path, nam
         file.parent.mkdir(parents=True)
         file.write_text("")
         first = os.pathsep.join((str(tmp_path / str(number)), str(ROOT)))
-        done = start(tmp_path / "data", "costs", cwd=tmp_path, PYTHONPATH=first)
+        done = start(tmp_path / "data", "costs", PWD=str(tmp_path), PYTHONPATH=first)
         _gives_up(done, f"{file} bears the name of Headwater's own package {name!r}", status=2)
 
 
