@@ -6,9 +6,10 @@ FROM python:${PYTHON}-slim AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PYTHONDONTWRITEBYTECODE=1
 WORKDIR /build
 # The dependencies change seldom: a layer of their own, before the code.
-COPY requirements/runtime.txt requirements/build.txt requirements/
+COPY requirements/runtime.txt requirements/
 RUN python -m venv --without-pip /opt/headwater \
     && pip --python /opt/headwater install --require-hashes --only-binary :all: -r requirements/runtime.txt
+COPY requirements/build.txt requirements/
 RUN pip install --require-hashes --only-binary :all: -r requirements/build.txt
 COPY pyproject.toml README.md ./
 COPY schemas schemas

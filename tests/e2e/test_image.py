@@ -5,9 +5,12 @@ import re
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("headwater", "handlers", "projections", "schemas", "streams")
@@ -55,6 +58,30 @@ def test_it_installs_hashed_pins_and_names_no_registry() -> None:
         assert all("--hash=sha256:" in rest for rest in found.values())
         assert found.items() <= pins("dev.txt").items(), f"{name} is not what the tests run with: requirements/lock.sh"
     assert "hatchling" in pins("build.txt")
+
+
+@pytest.mark.parametrize("name", ["runtime.txt", "build.txt"])
+def test_what_a_pin_needs_is_pinned_beside_it(name: str) -> None:
+    """With `--require-hashes`, pip refuses a file from which a dependency of one of its packages is missing."""
+    text = (ROOT / "requirements" / name).read_text()
+    pinned = {canonicalize_name(pin) for pin in re.findall(r"^([\w.-]+)==", text, re.MULTILINE)}
+    to_do, missing = [(pin, "") for pin in pinned], set()
+    for pin, extra in to_do:  # it grows by the extras that are asked for
+        for requirement in needs(pin, extra):
+            needed = canonicalize_name(requirement.name)
+            if needed not in pinned:
+                missing.add(f"{pin} needs {needed}")
+            to_do += [more for part in requirement.extras if (more := (needed, part)) not in to_do]
+    assert not missing, "requirements/lock.sh writes it anew"
+
+
+def needs(package: str, extra: str) -> list[Requirement]:
+    """What a package asks for here; nothing if it is for other systems only."""
+    try:
+        asked = [Requirement(text) for text in metadata.requires(package) or ()]
+    except metadata.PackageNotFoundError:
+        return []
+    return [one for one in asked if one.marker is None or one.marker.evaluate({"extra": extra})]
 
 
 def test_it_runs_as_an_ordinary_user_and_says_how_it_is() -> None:
