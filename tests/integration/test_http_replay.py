@@ -8,6 +8,7 @@ import pytest
 from headwater.embedded import Endpoints
 from headwater.settings import Settings
 from projections.db import Pool
+from streams.connection import Streams
 from tests.serving import assert_problem, echo_team, key_of, served, working
 
 TEAM = echo_team()
@@ -15,9 +16,9 @@ TEAM = echo_team()
 
 @pytest.fixture
 async def clients(
-    settings: Settings, endpoints: Endpoints, pool: Pool, database_url: str
+    streams: Streams, settings: Settings, endpoints: Endpoints, pool: Pool, database_url: str
 ) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient, httpx.AsyncClient]]:
-    """Two tenants' clients, and the first one's of a process without a team."""
+    """Two tenants' clients, and the first one's of a process without a team, on an empty log (`streams`)."""
     here = Endpoints(endpoints.redis_url, database_url)
     with_team = settings.model_copy(update={"agents": f"{__name__}:TEAM"})
     acme, globex = await key_of(pool, "acme"), await key_of(pool, "globex")
