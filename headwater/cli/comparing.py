@@ -65,6 +65,7 @@ def _decision(one: Mapping[str, Any] | None) -> str:
 def show_sides(sides: list[dict[str, Any]]) -> None:
     """A task and its forks: a line each, and what came of each."""
     _print_sides([(_name(number, sides), one) for number, one in enumerate(sides)])
+    out.print()
     for number, one in enumerate(sides):
         outcome = one["error"] if one["error"] is not None else as_text(one["result"])
         same = number > 0 and (one["status"], one["result"]) == (sides[0]["status"], sides[0]["result"])

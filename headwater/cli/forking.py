@@ -81,7 +81,7 @@ def fork(
     budget: BudgetOption = None,
     repeat: Annotated[int, typer.Option(min=1, max=1000, help="So many forks at once.")] = 1,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Print the fork's events as they come.")] = False,
-    timeout: Annotated[float, typer.Option(help="Wait so many seconds at most; the forks go on.")] = 600.0,
+    timeout: Annotated[float, typer.Option(min=0, help="Wait so many seconds at most; the forks go on.")] = 600.0,
     cohort: CohortOption = None,
     sample: Annotated[int, typer.Option(min=1, max=10_000, help="So many tasks at most.", rich_help_panel=MANY)] = 50,
     seed: Annotated[int, typer.Option(help="Another number is another sample.", rich_help_panel=MANY)] = 0,

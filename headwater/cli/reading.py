@@ -65,7 +65,7 @@ def print_event(event: AgentEvent, entry: SeenEntry, json_: bool) -> None:
         return
     body = event.body.model_dump(mode="json")
     when = event.at.strftime("%H:%M:%S.%f")[:-3]
-    line = f"[dim]{event.position}  {when}[/dim]  {event.task_id[-8:]}  [bold]{event.type:17}[/bold] "
+    line = f"[dim]{event.position}  {when}[/dim]  {event.task_id:24}  [bold]{event.type:19}[/bold] "
     out.print(f"{line}{escape(event.source_agent_id):12} {escape(summary_of(event.type, body))}", soft_wrap=True)
 
 

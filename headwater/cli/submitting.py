@@ -30,7 +30,9 @@ def register(app: typer.Typer) -> None:
 
 
 def submit(
-    text: Annotated[str | None, typer.Argument(help="The task's text, '-' to read it from standard input.")] = None,
+    text: Annotated[
+        str | None, typer.Argument(metavar="TEXT", help="The task's text, '-' to read it from standard input.")
+    ] = None,
     tenant: Annotated[str | None, typer.Option("--tenant", "-t", help="Tenant id.")] = None,
     session: Annotated[str | None, typer.Option("--session", "-s", help="Session id.")] = None,
     type_: Annotated[str | None, typer.Option("--type", help="What kind of task it is.", show_default="task")] = None,
@@ -47,7 +49,7 @@ def submit(
         str | None, typer.Option("--idempotency-key", "-k", help="The same key twice is one task.")
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", "-w", help="Wait for the result and print it.")] = False,
-    timeout: Annotated[float, typer.Option(help="With --wait: give up after this many seconds.")] = 300.0,
+    timeout: Annotated[float, typer.Option(min=0, help="With --wait: give up after this many seconds.")] = 300.0,
     file: Annotated[
         Path | None, typer.Option("-f", "--file", help="A file with a JSON object a line, '-' for standard input.")
     ] = None,

@@ -194,6 +194,8 @@ def test_bad_lines_are_named_and_the_rest_goes_on(desk: Desk, tmp_path: Path) ->
         b'["a list"]\n\n'
         b'{"tenant": "bad", "session": "s", "text": "\\ud83d"}\n'
         b"\xff\xfe\n"
+        b'{"tenant": "bad", "session": "s"}\n'
+        b'{"tenant": "bad", "session": "s", "text": 7, "priority": "soon"}\n'
         b'{"tenant": "bad", "session": "s", "text": "also good"}'
     )
     done = desk.run("submit", "-f", str(file))
@@ -201,14 +203,16 @@ def test_bad_lines_are_named_and_the_rest_goes_on(desk: Desk, tmp_path: Path) ->
     for line, words in (
         (2, "not JSON"),
         (3, "tenant id"),
-        (4, "colour"),
+        (4, "colour: is not known here"),
         (5, "not a JSON object"),
         (7, "line 7"),
         (8, "line 8"),
+        (9, "text: is missing"),
+        (10, "text: must be text"),
     ):
         assert f"line {line}: " in done.stderr
         assert words in done.stderr
-    assert "2 submitted, 0 known already, 6 bad lines" in done.stderr
+    assert "2 submitted, 0 known already, 8 bad lines" in done.stderr
     assert len([e for e in desk.json("events", "-t", "bad") if e["type"] == "task.submitted"]) == 2
 
 
@@ -254,7 +258,11 @@ def test_errors_say_what_to_do_and_set_the_exit_code(desk: Desk, tmp_path: Path)
         (2, "tenant id", ["events", "-t", "a:b"]),
         (2, "--session", ["submit", "-t", "acme", "text"]),
         (2, "--data is not JSON", ["submit", "-t", "acme", "-s", "s", "--data", "{", "text"]),
-        (2, "priority", ["submit", "-t", "acme", "-s", "s", "--priority", "soon", "text"]),
+        (
+            2,
+            "priority: must be 'low', 'normal', 'high' or 'critical'",
+            ["submit", "-t", "acme", "-s", "s", "--priority", "soon", "text"],
+        ),
         (2, "choose from", ["costs", "--by", "colour"]),
         (2, "needs --tenant", ["costs", "--decision", "0" * 24]),
         (2, "goes without", ["costs", "-t", "acme", "--decision", "0" * 24, "--by", "agent"]),

@@ -21,6 +21,7 @@ from headwater.settings import Settings
 from projections.api_keys import SCOPES, create_key, list_keys, revoke_key
 from projections.db import Pool, tenant_connection
 from schemas.bodies import LlmAttempted, TaskCompleted
+from schemas.content import canonical_json, content_hash
 from schemas.errors import InvalidInputError
 from schemas.money import TokenCounts
 from schemas.task import NewTask
@@ -32,6 +33,8 @@ from tests.serving import assert_problem, key_of, served
 
 SECRET = "swordfish"
 """Planted wherever tenant globex can have text of its own."""
+LARGE = SECRET * 1000
+"""So large that it stands in a blob."""
 LIMIT = 64 * 1024
 
 
@@ -56,6 +59,7 @@ async def site(
     accepted = await bus.submit(
         NewTask(tenant="globex", session=SECRET, text=SECRET, data={SECRET: SECRET}, idempotency_key=SECRET)
     )
+    await bus.submit(NewTask(tenant="globex", session=SECRET, text=LARGE))
     for body in (attempt(), TaskCompleted(result=SECRET, routed_by="rules", agent_results={SECRET: SECRET})):
         await bus.publish(event(body, "globex", session=SECRET, task=accepted.task_id, agent=SECRET))
     origin = dict(zip(ORIGIN, ("decider", "1-0", "w", "1", SECRET, ""), strict=True))
@@ -111,7 +115,8 @@ _BODIES = {"/v1/tasks": {"session": "s", "text": "t"}}
 
 def filled(path: str, site: Site) -> str:
     """A path with real ids of globex."""
-    where = path.format(task_id=site.task_id, session_id=SECRET, letter_id=site.letter_id, event_id=site.event_id)
+    ids = {"task_id": site.task_id, "other_id": site.task_id, "sha256": content_hash(canonical_json(LARGE))}
+    where = path.format(session_id=SECRET, letter_id=site.letter_id, event_id=site.event_id, **ids)
     return where + ("?q=anything" if path == "/v1/memories" else "")
 
 
@@ -175,9 +180,9 @@ async def test_no_answer_to_one_tenant_holds_anything_of_another(site: Site) -> 
         assert status == 403, (method, path)
         assert SECRET not in text
     for method, path in OPERATIONS:
-        # What a decision cost names no text of the tenant's where nothing was spent under it. Verifying needs a team,
-        # which this application has none of.
-        if method == "GET" and not path.startswith("/v1/costs/decisions") and not path.endswith("/verify"):
+        # What a decision cost names no text of the tenant's where nothing was spent under it, and a list of forks has
+        # ids and costs only. Verifying needs a team, which this application has none of.
+        if method == "GET" and not path.startswith("/v1/costs/decisions") and not path.endswith(("/verify", "/forks")):
             status, text, _ = await answer(site, method, path, globex)
             assert (status, SECRET in text) == (200, True), f"{path}: no marker where it could leak from"
 
