@@ -33,7 +33,8 @@ class Streams:
     log: Log
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close every connection. What is still on its way to a function is given up."""
+        await self.functions.close()
         await self.redis.aclose()
 
 

@@ -73,9 +73,11 @@ class Doorbell:
                 self._waits[index] = asyncio.create_task(self._block(group))
         interrupted = None if interrupt is None else asyncio.create_task(interrupt.wait())
         waits = [*self._waits.values(), *([interrupted] if interrupted else [])]
-        await asyncio.wait(waits, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
-        if interrupted is not None:
-            interrupted.cancel()
+        try:
+            await asyncio.wait(waits, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if interrupted is not None:
+                interrupted.cancel()
         heard: Heard = {}
         for index, task in list(self._waits.items()):
             if task.done():

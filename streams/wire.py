@@ -55,6 +55,7 @@ class FunctionCalls:
         self._flushers: set[asyncio.Task[None]] = set()
         self._flushing = 0
         self._scheduled = False
+        self._closed = False
         self._one_node = not isinstance(redis, RedisCluster)
 
     def _submit(self, name: str, shard: int, item: dict[str, Any]) -> asyncio.Future[Any]:
@@ -69,6 +70,9 @@ class FunctionCalls:
             # One item that cannot be sent must not take the others of its pipeline with it.
             future.set_exception(InvalidInputError(f"{name}: a value cannot be sent to Redis: {error}"))
             return future
+        if self._closed:
+            future.set_exception(UnavailableError(f"{name}: the log was closed by this process"))
+            return future
         key = self.keys.prefixes[0] if self._one_node else prefix
         self._pending.setdefault((name, key), []).append((packed, future))
         if self._flushing < MAX_PIPELINES and not self._scheduled:
@@ -79,6 +83,20 @@ class FunctionCalls:
             self._flushers.add(flusher)
             flusher.add_done_callback(self._flushers.discard)
         return future
+
+    async def close(self) -> None:
+        """Send nothing any more. What is still on its way is given up, and whoever waits for it is told.
+
+        A flusher that went on would find its connection closed, and open a new one that nobody closes.
+        """
+        self._closed = True
+        flushers = list(self._flushers)
+        for flusher in flushers:
+            flusher.cancel()
+        await asyncio.gather(*flushers, return_exceptions=True)
+        left, self._pending = self._pending, {}
+        groups = [(name, key, items) for (name, key), items in left.items()]
+        _settle_all(groups, UnavailableError("the log was closed before a call was sent"))
 
     async def _flush(self) -> None:
         self._scheduled = False
