@@ -1,5 +1,6 @@
 """Real servers for the whole suite: those given by REDIS_URL and DATABASE_URL, containers, or the embedded ones."""
 
+import gc
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -18,6 +19,13 @@ def endpoints() -> Iterator[Endpoints]:
     """Where Redis and PostgreSQL answer, for the whole session."""
     with serving() as found:
         yield found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _leaks_are_found_here() -> Iterator[None]:
+    """What a module leaves open is reported at its end, not in some later test that has nothing to do with it."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture
