@@ -14,6 +14,7 @@ import orjson
 from pydantic import ValidationError
 
 from schemas.bodies import BODIES, EventBody
+from schemas.complaints import first_complaint
 from schemas.content import INLINE_LIMIT_BYTES, offload
 from schemas.errors import InvalidInputError, UnreadableEventError, UnreadableReason
 from schemas.ids import check_session_id, check_tenant_id
@@ -187,8 +188,7 @@ def _reason(error: Exception, fields: Mapping[str, str]) -> UnreadableReason:
 
 def _short(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        return f"{'.'.join(map(str, first['loc'])) or error.title}: {first['msg']} ({error.title})"
+        return f"{first_complaint(error, error.title)} ({error.title})"
     if isinstance(error, UnicodeEncodeError):
         return "a field is not UTF-8"
     return f"field {error} is missing" if isinstance(error, KeyError) else str(error)

@@ -72,8 +72,10 @@ def costs(
         _refuse("--compare", {"--by": by, "--limit": limit})
         if compare != "langfuse":
             raise InvalidInputError(f"--compare {compare!r}: the ledger can be compared with langfuse")
-        if where.url is not None:
-            raise InvalidInputError("--compare goes without --url: Langfuse's keys are where its Headwater is")
+        if where.is_remote:
+            raise InvalidInputError(
+                "--compare goes without --url (HEADWATER_URL): Langfuse's keys are where its Headwater is"
+            )
         _compare(tenant, agent, days, tolerance, where.data, json_)
     else:
         by = by or ("tenant" if tenant is None else "agent")

@@ -102,7 +102,7 @@ def fork(
     if cohort is not None and (at is not None or payload is not None or repeat > 1 or follow):
         raise InvalidInputError("--at, --data, --repeat and --follow are for one task: leave them out")
     beside = [name for name, value in (("--cohort", cohort), ("--agents", agents)) if value is not None]
-    if beside and where.is_remote:
+    if beside and (where.is_remote or where.key is not None):
         raise InvalidInputError(
             f"{beside[0]} needs the servers themselves: run it on a machine of theirs, without --url (HEADWATER_URL); "
             "over a URL, fork one task with --task, by the team that runs there"

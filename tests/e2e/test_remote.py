@@ -234,6 +234,7 @@ async def test_replay_from_afar_keeps_to_the_keys_tenant_and_says_what_it_cannot
         (2, "name one task", "replay -t globex --verify"),
         (2, "needs the servers themselves", "fork -t globex --cohort type=task"),
         (2, "needs the servers themselves", f"fork -t globex -k TASK --agents {TEAM}"),
+        (2, "Langfuse's keys", "costs -t globex --compare langfuse"),
         (2, "needs no server", f"replay {file} -k TASK --url {far.url}"),
         (2, "no position", f"replay -t globex -k {other['task']} --at nonsense"),
     ]
