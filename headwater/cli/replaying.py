@@ -1,6 +1,5 @@
 """Commands that read a recorded log again: replay (the story, a moment, step by step, blame) and export."""
 
-import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -149,17 +148,16 @@ def export_log(
     check_tenant_id(tenant)
 
     async def work(recording: Recording) -> int:
-        count = 0
-        with contextlib.ExitStack() as opened:
-            target, held = None, b""
-            async for line in export(recording, [tenant], task_id=task, session_id=session):
-                if target is None and not held:
-                    held = line  # the head, which makes no file
-                    continue
-                if target is None:
-                    target = opened.enter_context(sink(output))
-                target.write(held + line)
-                held = b""
+        lines = export(recording, [tenant], task_id=task, session_id=session)
+        head, first = await anext(lines), await anext(lines, None)
+        if first is None:
+            # A head alone is no log: nothing is written.
+            return 0
+        count = int(b'"position"' in first)
+        with sink(output) as target:
+            target.write(head + first)
+            async for line in lines:
+                target.write(line)
                 count += b'"position"' in line
         return count
 
