@@ -120,7 +120,7 @@ async def test_every_command_says_far_away_what_it_says_here(far: Far, tmp_path:
     file.write_text(json.dumps(task) + "\n" + json.dumps(task) + "\n" + json.dumps(task | {"tenant": "globex"}) + "\n")
     submitted = await far.remote(key, "submit", "-f", str(file), "--wait", "--json")
     assert submitted.status == 1
-    assert "1 submitted, 1 known already, 1 bad lines" in submitted.stderr
+    assert "1 submitted, 1 known already, 1 bad line" in submitted.stderr
     assert "line 3" in submitted.stderr
     assert "'globex'" in submitted.stderr
     for command in (
