@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import Any
 
 from handlers.embedders import make_embedder
+from handlers.provider import LitellmProvider
 from headwater.embedded import Endpoints
 from headwater.history import History, LogArchive
 from headwater.long_term_memory import LongTermMemory
@@ -43,6 +44,8 @@ class Headwater:
         self._endpoints = endpoints
         self._pool_size = pool_size
         self._memory: LongTermMemory | None = None
+        # It imports and connects when it is first asked, which only an embedder that is a provider's does.
+        self._provider = LitellmProvider(settings.llm_base_url, settings.llm_api_key)
         self.streams: Streams
         self.pool: Pool
         self.outcomes: Outcomes
@@ -70,6 +73,7 @@ class Headwater:
         await self.outcomes.close()
         await self.pool.close()
         await self.streams.close()
+        await self._provider.aclose()
 
     def bus(self, tenant_id: str) -> TenantEventBus:
         """The door to one tenant's log."""
@@ -107,7 +111,9 @@ class Headwater:
         """The memories of all tenants; every question names its tenant."""
         if self._memory is None:
             embedder = make_embedder(self.settings.embedder)
-            self._memory = LongTermMemory(self.streams, self.pool, embedder, lambda: make_llm(self.settings))
+            self._memory = LongTermMemory(
+                self.streams, self.pool, embedder, lambda: make_llm(self.settings, self._provider)
+            )
         return self._memory
 
     async def clear_session(self, tenant_id: str, session_id: str, *, reason: str = "") -> str:

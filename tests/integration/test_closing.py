@@ -1,12 +1,16 @@
 """Who closes a log leaves nothing behind: no connection, and nobody who waits for ever."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 
+from headwater.client import Headwater
 from headwater.embedded import Endpoints
+from headwater.settings import Settings
+from headwater.simulator import SimulatorConfig, SimulatorProcess
 from schemas.errors import UnavailableError
 from streams.connection import Streams, open_streams
 from streams.doorbell import Doorbell
@@ -89,3 +93,18 @@ async def test_a_wait_that_is_cancelled_leaves_no_task(streams: Streams) -> None
     await doorbell.close()
     left = asyncio.all_tasks() - before
     await asyncio.wait_for(asyncio.gather(*left, return_exceptions=True), 1)
+
+
+async def test_a_memory_that_asks_a_provider_leaves_no_connection_to_it(
+    streams: Streams, database_url: str, endpoints: Endpoints, settings: Settings
+) -> None:
+    with SimulatorProcess(SimulatorConfig()) as simulator:
+        settings = settings.model_copy(
+            update={"embedder": "openai/sim-embed", "llm_base_url": f"{simulator.url}/v1", "llm_api_key": "simulator"}
+        )
+        async with Headwater(settings, Endpoints(endpoints.redis_url, database_url)) as hw:
+            await hw.memory.store("acme", "s", "Ada drinks tea.", agent_id="writer")
+            # Looked up, not imported: the provider sets what LiteLLM reads when it is imported.
+            litellm = sys.modules["litellm"]
+            assert litellm.in_memory_llm_clients_cache.cache_dict
+        assert not litellm.in_memory_llm_clients_cache.cache_dict

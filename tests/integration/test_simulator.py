@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,14 @@ def litellm() -> Iterator[Any]:
         module = importlib.import_module("litellm")
         patch.setattr(module, "suppress_debug_info", True)
         yield module
+
+
+@pytest.fixture(autouse=True)
+async def _closes_its_clients(litellm: Any) -> AsyncIterator[None]:
+    """LiteLLM keeps HTTP clients for its process, bound to the event loop of the test that was the first to ask."""
+    yield
+    await litellm.close_litellm_async_clients()
+    litellm.in_memory_llm_clients_cache.flush_cache()
 
 
 @pytest.fixture(scope="module")
