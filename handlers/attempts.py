@@ -17,6 +17,7 @@ from schemas.bodies import BudgetExceeded, LlmAttempted
 from schemas.content import Json, canonical_json, content_hash
 from schemas.errors import BudgetExceededError, ConfigurationError, ProviderError
 from schemas.money import plain
+from schemas.plurals import counted
 
 EMBEDDING = "embedding"
 """The tier that attempts at embeddings are recorded under."""
@@ -116,8 +117,9 @@ class Tries:
             self._index += 1
             self._failed = 0
         else:
+            reasons = "; ".join(self._reasons.values())
             raise ProviderError(
-                f"tier {self._tier!r} gave no answer in {self.number} attempts. {'; '.join(self._reasons.values())}"
+                f"tier {self._tier!r} gave no answer in {counted(self.number, 'attempt')}. {reasons}"
             ) from failure
         self.number += 1
 

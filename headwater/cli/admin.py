@@ -9,13 +9,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from headwater.cli.common import DataOption, JsonOption, connected, err, out, print_json, read_settings
 from headwater.cli.tables import print_table, table_of
 from headwater.client import Headwater
-from headwater.plurals import counted
 from headwater.trimming import Trimmed, trim_logs
 from projections.rebuild import ProjectionDigest, digests, rebuildable
 from projections.rebuild import rebuild as rebuild_projections
 from projections.rewinding import missing_ranges
 from schemas.errors import InvalidInputError
 from schemas.ids import check_tenant_id
+from schemas.plurals import counted
 
 
 def register(app: typer.Typer) -> None:

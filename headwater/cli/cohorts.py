@@ -12,12 +12,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from headwater.cli.common import err, out, print_json
 from headwater.cli.tables import print_table, table_of
 from headwater.client import Headwater
-from headwater.plurals import counted
 from headwater.replay.cohort import Cohort, run
 from headwater.replay.fork import ForkOptions
 from headwater.replay.lanes import in_lane
 from schemas.errors import HeadwaterError, NotFoundError
 from schemas.money import plain
+from schemas.plurals import counted
 
 SHOWN = 20
 

@@ -8,8 +8,8 @@ from rich.markup import escape
 from headwater.cli.common import JsonOption, TenantOption, err, out, print_json
 from headwater.cli.tables import print_table, table_of
 from headwater.cli.where import HERE, Where, anywhere
-from headwater.plurals import counted
 from schemas.ids import check_tenant_id
+from schemas.plurals import counted
 
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Its id, as 'dead-letters list' prints it.")]
 

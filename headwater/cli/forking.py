@@ -15,7 +15,6 @@ from headwater.cli.reading import print_event
 from headwater.cli.where import HERE, Where, anywhere
 from headwater.gateway import Gateway
 from headwater.lane import OtherTeam
-from headwater.plurals import counted
 from headwater.replay.cohort import Cohort
 from headwater.replay.fork import ForkOptions
 from headwater.replay.gateway import Forks, forks_of
@@ -25,6 +24,7 @@ from schemas.errors import HeadwaterError, InvalidInputError
 from schemas.event import decode
 from schemas.ids import check_tenant_id, new_id
 from schemas.money import plain
+from schemas.plurals import counted
 from schemas.task import Accepted
 
 MANY = "Many tasks"

@@ -16,7 +16,6 @@ from headwater.cli.recordings import one_tenant, read_log, sink
 from headwater.cli.showing import as_text
 from headwater.cli.tables import print_table, table_of
 from headwater.cli.where import HERE, Where, anywhere
-from headwater.plurals import counted
 from headwater.remote_history import RemoteHistory
 from headwater.replay.fixture import fixture
 from headwater.replay.moments import position_of
@@ -29,6 +28,7 @@ from projections.projection import START, Position
 from schemas.errors import InvalidInputError, NotFoundError
 from schemas.ids import check_tenant_id
 from schemas.money import plain
+from schemas.plurals import counted
 
 SHOWN = 20
 

@@ -10,12 +10,12 @@ from headwater.cli.showing import as_text, show_forks, show_outcome, summary_of
 from headwater.cli.where import HERE, Where, anywhere
 from headwater.gateway import Gateway
 from headwater.history import check_position, event_json
-from headwater.plurals import counted
 from projections.history import SeenEntry
 from projections.projection import format_position
 from schemas.errors import InvalidInputError, NotFoundError, UnreadableEventError
 from schemas.event import AgentEvent, decode
 from schemas.ids import check_session_id, check_tenant_id
+from schemas.plurals import counted
 
 
 def register(app: typer.Typer) -> None:

@@ -11,7 +11,6 @@ from headwater.cli.recordings import one_tenant, read_log, sink
 from headwater.cli.stepping import step_through
 from headwater.cli.telling import show_blame, show_moment, show_story
 from headwater.cli.where import HERE, Where, anywhere
-from headwater.plurals import counted
 from headwater.remote_history import RemoteHistory
 from headwater.replay.blame import blame as find_blame
 from headwater.replay.moments import events_of, moment, position_of, task_events
@@ -20,6 +19,7 @@ from headwater.replay.story import story_of
 from schemas.errors import InvalidInputError, NotFoundError
 from schemas.event import AgentEvent
 from schemas.ids import check_tenant_id
+from schemas.plurals import counted
 
 FilesArgument = Annotated[
     list[Path] | None,

@@ -8,7 +8,7 @@ import typer
 from headwater.cli.common import DataOption, err, out, read_settings, run_async
 from headwater.embedded import Endpoints
 from headwater.logs import configure_logging
-from headwater.plurals import counted
+from schemas.plurals import counted
 
 AgentsOption = Annotated[
     str | None,

@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from headwater.cli.common import out
 from headwater.cli.tables import print_table, table_of
-from headwater.plurals import counted
+from schemas.plurals import counted
 
 _STATUS = {"completed": "green", "failed": "red", "cancelled": "yellow"}
 SUMMARY_CHARS = 100
@@ -100,7 +100,7 @@ _SUMMARIES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "handoff.proposed": _proposal,
     "handoff.accepted": lambda b: f"{b['payload_type']} to {b['target_agent_id']} ({b['strictness']})",
     "handoff.rejected": lambda b: f"back to the {b['returned_to']}: {'; '.join(b['reasons'])}",
-    "event.parked": lambda b: f"{b['event_type']} after {b['attempts']} attempts: {b['error']}",
+    "event.parked": lambda b: f"{b['event_type']} after {counted(b['attempts'], 'attempt')}: {b['error']}",
     "event.redriven": lambda b: f"{b['event_type']} {b['position']}",
     "event.dropped": lambda b: f"{b['event_type']} {b['position']}: {b['reason'] or b['error']}",
 }

@@ -9,11 +9,11 @@ from rich.markup import escape
 from handlers.supervisor import TaskState, evolve
 from headwater.cli.common import err, out
 from headwater.cli.showing import as_text
-from headwater.plurals import counted
 from headwater.replay.moments import position_of
 from headwater.replay.sentences import tell
 from schemas.errors import InvalidInputError
 from schemas.event import AgentEvent
+from schemas.plurals import counted
 
 HELP = "n next, p previous, g POSITION go to, d what changed in the state, q quit"
 

@@ -14,10 +14,10 @@ from headwater.cli.common import JsonOption, TenantOption, err, out, print_json
 from headwater.cli.showing import show_outcome
 from headwater.cli.where import HERE, Where, anywhere
 from headwater.gateway import Gateway
-from headwater.plurals import counted
 from schemas.complaints import first_complaint
 from schemas.errors import HeadwaterError, InvalidInputError
 from schemas.ids import check_tenant_id
+from schemas.plurals import counted
 from schemas.task import PRIORITY_RANK, Accepted, NewTask
 
 SUBMIT_AT_ONCE = 256

@@ -9,9 +9,9 @@ from rich.tree import Tree
 
 from headwater.cli.common import out
 from headwater.cli.showing import as_text
-from headwater.plurals import counted
 from headwater.replay.story import Node, Share, Story
 from schemas.money import plain
+from schemas.plurals import counted
 
 _STATUS = {"completed": "green", "failed": "red", "cancelled": "yellow", "running": "blue"}
 _WASTE = {

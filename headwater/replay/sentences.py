@@ -5,7 +5,6 @@ from typing import Any
 
 import orjson
 
-from headwater.plurals import counted
 from schemas.bodies import (
     AgentCancelled,
     AgentCompleted,
@@ -32,6 +31,7 @@ from schemas.bodies import (
     TaskSubmitted,
 )
 from schemas.event import AgentEvent
+from schemas.plurals import counted
 
 QUOTE_CHARS = 100
 _QUESTIONS = {

@@ -1,6 +1,6 @@
 """Counts in sentences."""
 
-from headwater.plurals import counted
+from schemas.plurals import counted
 
 
 def test_one_is_one_and_all_else_is_many() -> None:

@@ -57,7 +57,7 @@ async def test_what_another_model_may_do_better_is_not_retried() -> None:
 
 async def test_what_nobody_can_do_ends_it() -> None:
     tries = Tries(NO_WAIT, "fast", ["a", "b"], 1)
-    with pytest.raises(ProviderError, match=r"in 1 attempts\. a: bad request"):
+    with pytest.raises(ProviderError, match=r"in 1 attempt\. a: bad request"):
         await tries.after(_failure("give_up", "bad request"))
 
 
