@@ -14,13 +14,12 @@ from schemas.errors import ConfigurationError, SettingError, UnavailableError
 from streams.functions import Functions
 from streams.keys import META, Keys
 from streams.log import Log
-from streams.wire import RedisClient, load_library
+from streams.pipe import TIMEOUT_S, RedisClient
+from streams.wire import load_library
 
 logger = structlog.get_logger(__name__)
 
 MAX_CONNECTIONS = 1000
-SOCKET_TIMEOUT_S = 15
-"""Longer than any blocking read here (at most one second), short enough to notice a dead server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ def _client(url: str, kind: type[Redis] | type[RedisCluster] = Redis) -> RedisCl
     return kind.from_url(
         url,
         max_connections=MAX_CONNECTIONS,
-        socket_timeout=SOCKET_TIMEOUT_S,
+        socket_timeout=TIMEOUT_S,
         socket_connect_timeout=5,
         retry=Retry(ExponentialBackoff(cap=1, base=0.05), 3),
     )

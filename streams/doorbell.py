@@ -5,9 +5,10 @@ import time
 from collections.abc import Collection
 
 from redis.asyncio.cluster import RedisCluster
+from redis.exceptions import ResponseError
 
 from streams.keys import Keys
-from streams.wire import RedisClient
+from streams.pipe import Pipe, RedisClient, open_pipe
 
 SWEEP_S = 1.0
 """A reader looks at every shard this often: for leases that ended, and for bells lost with a connection."""
@@ -25,14 +26,17 @@ Heard = dict[int, set[str]]
 class Doorbell:
     """The bells of one reader, on all shards. Holds one connection while it waits."""
 
-    def __init__(self, redis: RedisClient, keys: Keys, reader: str) -> None:
+    def __init__(self, redis: RedisClient, pipe: Pipe, keys: Keys, reader: str) -> None:
+        """`pipe` is for what is answered at once."""
         self._redis = redis
+        self._pipe = pipe
+        self._blocking = None if isinstance(redis, RedisCluster) else open_pipe(redis)
         self._bells = [keys.bell(shard, reader) for shard in range(keys.shards)]
         self._listened_at = 0.0
         self._swept_at = 0.0
         # One blocking read serves all bells of one server; a cluster forbids keys of several slots in one command.
-        cluster = isinstance(redis, RedisCluster)
-        self._groups = [[s] for s in range(keys.shards)] if cluster else [list(range(keys.shards))]
+        one = self._blocking is not None
+        self._groups = [list(range(keys.shards))] if one else [[s] for s in range(keys.shards)]
         self._waits: dict[int, asyncio.Task[tuple[int, str] | None]] = {}
 
     def sweep_is_due(self) -> bool:
@@ -65,6 +69,8 @@ class Doorbell:
         for task in self._waits.values():
             task.cancel()
         await asyncio.gather(*self._waits.values(), return_exceptions=True)
+        if self._blocking is not None:
+            await self._blocking.close()
 
     async def _wait(self, wait_s: float, interrupt: asyncio.Event | None) -> Heard:
         asked_at = time.monotonic()
@@ -91,7 +97,13 @@ class Doorbell:
         return heard
 
     async def _block(self, group: list[int]) -> tuple[int, str] | None:
-        popped = await self._redis.blpop([self._bells[shard] for shard in group], timeout=SWEEP_S)
+        bells = [self._bells[shard] for shard in group]
+        if self._blocking is None:
+            popped = await self._redis.blpop(bells, timeout=SWEEP_S)
+        else:
+            (popped,) = await self._blocking.execute([("BLPOP", *bells, str(SWEEP_S))])
+        if isinstance(popped, ResponseError):
+            raise popped
         if popped is None:
             return None
         name, token = (item.decode() if isinstance(item, bytes) else item for item in popped)
@@ -101,10 +113,10 @@ class Doorbell:
         asked = [shard for shard in range(len(self._bells)) if shard not in skip]
         heard: Heard = {}
         if asked:
-            pipeline = self._redis.pipeline(transaction=False)
-            for shard in asked:
-                pipeline.lpop(self._bells[shard], MAX_TOKENS)
-            for shard, tokens in zip(asked, await pipeline.execute(), strict=True):
+            replies = await self._pipe.execute([("LPOP", self._bells[shard], MAX_TOKENS) for shard in asked])
+            for shard, tokens in zip(asked, replies, strict=True):
+                if isinstance(tokens, ResponseError):
+                    raise tokens
                 if tokens:
                     heard[shard] = {token.decode() for token in tokens}
         self._listened_at = time.monotonic()

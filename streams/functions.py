@@ -11,7 +11,8 @@ import structlog
 
 from schemas.errors import StaleLeaseError, UnavailableError
 from streams.keys import AGENTS
-from streams.wire import FunctionCalls, FunctionError, RedisClient, all_of
+from streams.pipe import RedisClient
+from streams.wire import FunctionCalls, FunctionError, all_of
 
 __all__ = [
     "Commit",

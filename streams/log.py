@@ -8,7 +8,8 @@ from schemas.content import Json, blob_of, resolve
 from schemas.errors import NotFoundError, UnreadableEventError
 from schemas.event import AgentEvent, decode, entry_fields
 from streams.keys import Keys
-from streams.wire import RedisClient, redis_errors
+from streams.pipe import RedisClient
+from streams.wire import redis_errors
 
 Entry = tuple[str, list[str]]
 """(position, flat list of field names and values)"""

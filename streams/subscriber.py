@@ -90,7 +90,7 @@ class _ReadySubscriber(LogicSubscriber):
         super().__init__(config, specification, calls)
         self.streams = streams
         self.reader = reader
-        self.doorbell = Doorbell(streams.redis, streams.keys, reader)
+        self.doorbell = Doorbell(streams.redis, streams.functions.pipe, streams.keys, reader)
         self.handled_at: float | None = None
         """Loop time of the last successful fetch: health means having read lately, not a ping."""
         Registrator.subscriber(broker, self)

@@ -14,17 +14,16 @@ from typing import Any
 
 import msgpack
 import structlog
-from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError, TimeoutError
 
 from schemas.errors import ConfigurationError, HeadwaterError, InvalidInputError, UnavailableError
 from streams.keys import META, Keys
+from streams.pipe import Command, RedisClient, open_pipe
 
 log = structlog.get_logger(__name__)
 
-RedisClient = Redis | RedisCluster
 _Group = tuple[str, str, list[tuple[bytes, asyncio.Future[Any]]]]
 """What one FCALL carries: function, its key, and (packed item, future of its reply) pairs."""
 
@@ -56,6 +55,7 @@ class FunctionCalls:
         self._flushing = 0
         self._scheduled = False
         self._closed = False
+        self.pipe = open_pipe(redis)
         self._one_node = not isinstance(redis, RedisCluster)
 
     def _submit(self, name: str, shard: int, item: dict[str, Any]) -> asyncio.Future[Any]:
@@ -87,7 +87,7 @@ class FunctionCalls:
     async def close(self) -> None:
         """Send nothing any more. What is still on its way is given up, and whoever waits for it is told.
 
-        A flusher that went on would find its connection closed, and open a new one that nobody closes.
+        A flusher that went on would find its connection closed, or open a new one that nobody closes.
         """
         self._closed = True
         flushers = list(self._flushers)
@@ -97,6 +97,7 @@ class FunctionCalls:
         left, self._pending = self._pending, {}
         groups = [(name, key, items) for (name, key), items in left.items()]
         _settle_all(groups, UnavailableError("the log was closed before a call was sent"))
+        await self.pipe.close()
 
     async def _flush(self) -> None:
         self._scheduled = False
@@ -128,24 +129,18 @@ class FunctionCalls:
                 _settle(future, value)
 
     async def _execute(self, groups: list[_Group]) -> list[Any]:
-        commands = [
+        commands: list[Command] = [
             ("FCALL", f"hw_{name}", 1, prefix, array_of([item for item, _ in items])) for name, prefix, items in groups
         ]
-        replies = await self._pipeline(commands)
+        replies = await self.pipe.execute(commands)
         if any(isinstance(r, ResponseError) and "not found" in str(r).lower() for r in replies):
             # The server lost its functions (FUNCTION FLUSH, a failover to an empty replica): put them back once.
             await load_library(self.redis, missing=True)
             replies = [
-                (await self._pipeline([command]))[0] if isinstance(reply, ResponseError) else reply
+                (await self.pipe.execute([command]))[0] if isinstance(reply, ResponseError) else reply
                 for command, reply in zip(commands, replies, strict=True)
             ]
         return replies
-
-    async def _pipeline(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        pipeline = self.redis.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
-        return list(await pipeline.execute(raise_on_error=False))
 
 
 @contextlib.contextmanager
