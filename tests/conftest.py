@@ -46,6 +46,14 @@ async def streams(endpoints: Endpoints) -> AsyncIterator[Streams]:
 
 
 @pytest.fixture
+async def other(streams: Streams, endpoints: Endpoints) -> AsyncIterator[Streams]:
+    """The same log, as another process has it open."""
+    opened = await open_streams(endpoints.redis_url, shards=SHARDS)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
 async def database_url(endpoints: Endpoints) -> AsyncIterator[str]:
     """An empty database of its own."""
     url = await create_database(endpoints.database_url)

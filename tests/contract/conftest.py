@@ -25,3 +25,11 @@ async def streams(redis_url: str) -> AsyncIterator[Streams]:
     opened = await open_streams(redis_url, shards=SHARDS)
     yield opened
     await opened.close()
+
+
+@pytest.fixture
+async def other(streams: Streams, redis_url: str) -> AsyncIterator[Streams]:
+    """The same log, as another process has it open."""
+    opened = await open_streams(redis_url, shards=SHARDS)
+    yield opened
+    await opened.close()

@@ -33,11 +33,6 @@ def new_event(tenant: str = "acme", **more: Any) -> AgentEvent:
     return AgentEvent(call_chain=chain, at=datetime.now(UTC), body=TaskFailed(reason="no"), **fields)
 
 
-def another_process(streams: Streams) -> Streams:
-    """A client that shares no pipeline with `streams`."""
-    return replace(streams, functions=Functions(streams.redis, streams.keys))
-
-
 async def submitted(streams: Streams, tenant: str) -> list[AgentEvent]:
     """The tenant's log."""
     return [read_event(tenant, entry) for entry in await streams.log.read(tenant)]
@@ -85,8 +80,8 @@ async def test_a_bad_tenant_id_is_refused_wherever_it_enters(streams: Streams, t
     assert await streams.redis.keys() == before
 
 
-async def test_an_idempotency_key_used_concurrently_gives_one_event(streams: Streams) -> None:
-    buses = [TenantEventBus(client, "acme") for client in (streams, another_process(streams))]
+async def test_an_idempotency_key_used_concurrently_gives_one_event(streams: Streams, other: Streams) -> None:
+    buses = [TenantEventBus(client, "acme") for client in (streams, other)]
     accepted = await asyncio.gather(*(bus.submit(new_task(idempotency_key="k1")) for bus in buses * 25))
     assert Counter(a.duplicate for a in accepted) == {False: 1, True: 49}
     assert len({(a.task_id, a.position) for a in accepted}) == 1
@@ -198,7 +193,8 @@ async def test_a_submission_is_not_left_behind_when_all_pipelines_end_at_once(st
             await super()._send(groups)
             await gate.wait()
 
-    bus = TenantEventBus(replace(streams, functions=Gated(streams.redis, streams.keys)), "acme")
+    gated = Gated(streams.redis, streams.keys)
+    bus = TenantEventBus(replace(streams, functions=gated), "acme")
 
     async def submit_late() -> None:
         await gate.wait()
@@ -212,3 +208,4 @@ async def test_a_submission_is_not_left_behind_when_all_pipelines_end_at_once(st
     gate.set()
     await asyncio.wait_for(late, DEADLINE_S)
     assert len(await submitted(streams, "acme")) == 3
+    await gated.close()

@@ -79,7 +79,7 @@ async def test_who_waits_for_a_call_is_told_that_the_log_was_closed(streams: Str
 
 
 async def test_a_wait_that_is_cancelled_leaves_no_task(streams: Streams) -> None:
-    doorbell = Doorbell(streams.redis, streams.keys, "decider")
+    doorbell = Doorbell(streams.redis, streams.functions.pipe, streams.keys, "decider")
     doorbell.sweep_is_due()
     before = asyncio.all_tasks()
     hearing = asyncio.create_task(doorbell.hear(1.0, interrupt=asyncio.Event()))

@@ -4,7 +4,6 @@ import asyncio
 import itertools
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from schemas.errors import StaleLeaseError
 from schemas.event import entry_fields
 from schemas.ids import new_id
 from streams.connection import Streams
-from streams.functions import Commit, Delivery, Fields, FunctionError, Functions, NewCall, TenantBatch
+from streams.functions import Commit, Delivery, Fields, FunctionError, NewCall, TenantBatch
 from tests.conftest import SHARDS
 
 LONG_MS = 60_000
@@ -101,8 +100,7 @@ async def test_append_once_per_key(streams: Streams) -> None:
     assert len(await types(streams, "globex")) == 2
 
 
-async def test_append_concurrently_from_two_processes(streams: Streams) -> None:
-    other = replace(streams, functions=Functions(streams.redis, streams.keys))
+async def test_append_concurrently_from_two_processes(streams: Streams, other: Streams) -> None:
     appends = [append(client, "acme", key="k", task=f"{n}") for n in range(20) for client in (streams, other)]
     outcomes = await asyncio.gather(*appends)
     assert Counter(outcome for outcome, _, _ in outcomes) == {"new": 1, "duplicate": 39}
@@ -110,8 +108,7 @@ async def test_append_concurrently_from_two_processes(streams: Streams) -> None:
     assert len(await types(streams, "acme")) == 1
 
 
-async def test_lease_gives_a_tenant_to_one_reader_at_a_time(streams: Streams) -> None:
-    other = replace(streams, functions=Functions(streams.redis, streams.keys))
+async def test_lease_gives_a_tenant_to_one_reader_at_a_time(streams: Streams, other: Streams) -> None:
     first, second = neighbours(streams, 2)
     positions = [(await append(streams, first))[1] for _ in range(3)]
     [batch] = await lease(streams, max_entries=2)

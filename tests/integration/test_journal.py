@@ -77,6 +77,7 @@ async def types_of_run(streams: Streams, settings: Settings, agent: AgentFunctio
     call = await order(slow, make_llm(settings))
     await call.run(agent)
     facts = [event for event in await call.events() if event.source_agent_id == AGENT]
+    await slow.functions.close()
     return [fact.body.name if isinstance(fact.body, StepRecorded) else fact.type for fact in facts]
 
 

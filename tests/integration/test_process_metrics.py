@@ -227,4 +227,4 @@ async def test_without_redis_the_projected_metrics_are_still_there(streams: Stre
     try:
         assert await backlog_metrics(gone, pool) == []
     finally:
-        await nowhere.aclose()
+        await gone.close()

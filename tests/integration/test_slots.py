@@ -146,6 +146,7 @@ async def worker(
         yield subscriber
     finally:
         await broker.stop()
+        await own.functions.close()
 
 
 async def slots_in_use(streams: Streams) -> dict[str, int]:
