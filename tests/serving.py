@@ -10,6 +10,7 @@ import uvicorn
 
 from handlers.agents import AgentRegistration, BaseAgent
 from handlers.context import TaskContext
+from handlers.provider import LitellmProvider
 from handlers.router import HybridRouter
 from handlers.team import Team
 from headwater.app import create_app
@@ -71,15 +72,17 @@ async def working(settings: Settings, endpoints: Endpoints, team: Team) -> Async
     """A decider, a runner of `team` and a projector."""
     streams = await open_streams(endpoints.redis_url, shards=settings.shards)
     pool = await connect(endpoints.database_url)
+    provider = LitellmProvider(settings.llm_base_url, settings.llm_api_key)
     broker = make_broker(endpoints.redis_url, streams)
     add_decider(broker, streams, team, settings)
-    add_runner(broker, streams, team, make_llm(settings), settings, "worker")
+    add_runner(broker, streams, team, make_llm(settings, provider), settings, "worker")
     add_projector(broker, streams, Runner(pool, streams.log), settings)
     await broker.start()
     try:
         yield
     finally:
         await broker.stop()
+        await provider.aclose()
         await pool.close()
         await streams.close()
 

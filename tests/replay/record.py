@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from handlers.provider import LitellmProvider
 from handlers.team import Team
 from headwater.embedded import EmbeddedServers
 from headwater.logs import configure_logging
@@ -129,14 +130,16 @@ async def worker(
         llm_retry_ms=1,
         prices=PRICES,
     )
+    provider = LitellmProvider(settings.llm_base_url, settings.llm_api_key)
     broker = make_broker(redis_url, streams)
     decider = add_decider(broker, streams, team, settings)
-    add_runner(broker, streams, team, make_llm(settings), settings, worker_name())
+    add_runner(broker, streams, team, make_llm(settings, provider), settings, worker_name())
     await broker.start()
     try:
         yield decider
     finally:
         await broker.stop()
+        await provider.aclose()
 
 
 async def submit(streams: Streams, tasks: Iterable[NewTask]) -> list[Accepted]:

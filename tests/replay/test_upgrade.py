@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from handlers.decider import redecide
+from handlers.provider import LitellmProvider
 from handlers.supervisor import Rules
 from headwater.embedded import Endpoints
 from headwater.runtime import add_decider, add_projector, add_runner, make_broker, make_llm, worker_name
@@ -76,9 +77,10 @@ async def test_tasks_in_flight_are_finished_and_the_old_events_counted(
             reasoning_models=("openai/sim-reasoning",),
             prices=PRICES,
         )
+        provider = LitellmProvider(settings.llm_base_url, settings.llm_api_key)
         broker = make_broker(endpoints.redis_url, old)
         add_decider(broker, old, team, settings)
-        add_runner(broker, old, team, make_llm(settings), settings, worker_name())
+        add_runner(broker, old, team, make_llm(settings, provider), settings, worker_name())
         add_projector(broker, old, Runner(pool, old.log), settings)
         await broker.start()
         try:
@@ -90,6 +92,7 @@ async def test_tasks_in_flight_are_finished_and_the_old_events_counted(
             await until(lambda: _projected(old, pool), "the projections read everything")
         finally:
             await broker.stop()
+            await provider.aclose()
     after = await events(old)
     assert after[: len(before)] == before
     assert Counter(event.task_id for event in after if event.body.terminal) == dict.fromkeys(submitted, 1)
