@@ -48,9 +48,9 @@ async def serving(
     broker = make_broker(endpoints.redis_url, hw.streams)
     llm = make_llm(settings, used)
     recall = make_recall(settings, hw.streams, hw.pool)
-    add_runner(
-        broker, hw.streams, team, llm, settings, worker_name(), init_langfuse(settings), recall=recall, lane=lane
-    )
+    # A command's output needs no line that says what is not set up.
+    tracer = init_langfuse(settings) if settings.langfuse_public_key else None
+    add_runner(broker, hw.streams, team, llm, settings, worker_name(), tracer, recall=recall, lane=lane)
     try:
         if own is not None:
             await own.warm_up()
