@@ -37,7 +37,6 @@ def up(settings: Settings, announce: Callable[[Endpoints, str], None]) -> None:
     with contextlib.ExitStack() as stack:
         servers: EmbeddedServers | None = None
         if settings.redis_url and settings.database_url:
-            data.mkdir(parents=True, exist_ok=True)
             stack.enter_context(lock_directory(data))
             endpoints = Endpoints(settings.redis_url, settings.database_url)
         else:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import IO
 
 from headwater.embedded.postgres import EmbeddedPostgres
-from headwater.embedded.process import DataDirectoryInUseError
+from headwater.embedded.process import DataDirectoryInUseError, EmbeddedServerError
 from headwater.embedded.redis import EmbeddedRedis
 
 
@@ -40,7 +40,7 @@ class EmbeddedServers:
         self.data_dir = data_dir.absolute()
         self._lock: IO[str] | None = None
         # Socket paths are limited to 108 bytes, so they live in a short directory of their own.
-        self._sockets = Path(tempfile.mkdtemp(prefix="headwater-"))
+        self._sockets = _socket_directory()
         self._sockets.chmod(0o711)
         self.redis = EmbeddedRedis(self.data_dir, self._sockets, binary=redis_binary, fsync=fsync) if redis else None
         self.postgres = EmbeddedPostgres(self.data_dir, self._sockets) if postgres else None
@@ -50,9 +50,8 @@ class EmbeddedServers:
 
         Raises:
             DataDirectoryInUseError: another process runs on this directory.
-            EmbeddedServerError: a server is missing or does not start.
+            EmbeddedServerError: a server is missing or does not start, or the directory cannot be written.
         """
-        self.data_dir.mkdir(parents=True, exist_ok=True)
         try:
             self._lock = lock_directory(self.data_dir)
             if self.redis:
@@ -94,12 +93,20 @@ class EmbeddedServers:
 
 
 def lock_directory(data_dir: Path) -> IO[str]:
-    """Lock a data directory for this process, until the returned file is closed or the process ends.
+    """Make a data directory, and lock it for this process until the returned file is closed or the process ends.
 
     Raises:
         DataDirectoryInUseError: another process holds it.
+        EmbeddedServerError: it cannot be made or written.
     """
-    lock = (data_dir / "lock").open("a+")
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        lock = (data_dir / "lock").open("a+")
+    except OSError as error:
+        raise EmbeddedServerError(
+            f"data directory {data_dir} cannot be used by user {os.geteuid()}: {error.strerror}. Make it that user's, "
+            "or name another with --data"
+        ) from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -114,3 +121,13 @@ def lock_directory(data_dir: Path) -> IO[str]:
     lock.write(str(os.getpid()))
     lock.flush()
     return lock
+
+
+def _socket_directory() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="headwater-"))
+    except OSError as error:
+        raise EmbeddedServerError(
+            f"no place for the servers' sockets: {error.strerror}. In a container with a read-only file system, mount "
+            "a tmpfs on /tmp; elsewhere, TMPDIR names a short path that can be written"
+        ) from None

@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from headwater.embedded import EmbeddedServerError, EmbeddedServers
 from headwater.node import running_node
 
 ROOT = Path(__file__).parents[2]
@@ -153,6 +155,23 @@ def test_an_option_that_cannot_be_used_is_named(data: Path) -> None:
         (("simulator", "--script", "nowhere.json"), "script nowhere.json cannot be read"),
     ):
         _gives_up(start(data, *arguments), said, status=2)
+
+
+def test_a_data_directory_that_cannot_be_used_is_named(data: Path) -> None:
+    data.write_text("a file, where a directory should be")
+    said = f"data directory {data} cannot be used by user {os.geteuid()}: File exists"
+    _gives_up(start(data, "up"), said)
+    # With servers of the user's, too: the logs of the processes go there.
+    _gives_up(start(data, "up", REDIS_URL="redis://127.0.0.1:1", DATABASE_URL="postgresql://127.0.0.1:1/x"), said)
+
+
+def test_without_a_temporary_directory_there_is_no_place_for_sockets(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As in a container with a read-only file system that nothing is mounted in.
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere/at/all")
+    with pytest.raises(EmbeddedServerError, match="mount a tmpfs on /tmp"):
+        EmbeddedServers(data)
 
 
 def test_another_number_of_shards_is_refused(data: Path) -> None:

@@ -47,6 +47,15 @@ def setting_names() -> set[str]:
     return {str(field.validation_alias or f"HEADWATER_{name.upper()}") for name, field in Settings.model_fields.items()}
 
 
+def image_volumes() -> list[str]:
+    return re.findall(r"^VOLUME (\S+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+
+
+def image_user() -> str:
+    (found,) = re.findall(r"^USER (\d+:\d+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    return str(found)
+
+
 def command(words: list[str]) -> list[str]:
     """The options of a command line of ours; fails if there is no such command."""
     tree = typer.main.get_command(app)
@@ -142,6 +151,12 @@ def test_our_commands_and_settings_exist(compose: dict[str, Any]) -> None:
         assert service["cap_drop"] == ["ALL"], name
         unknown = set(service.get("environment", {})) - known - PROVIDER_KEYS - {"HOME"}
         assert not unknown, f"{name}: no such settings: {unknown}"
+        assert service["init"], f"{name}: nobody waits for what a subprocess leaves behind"
+        mounted = [entry.split(":")[0] for entry in service["tmpfs"]]
+        mounted += [entry.split(":")[-2] for entry in service.get("volumes", ())]
+        assert set(image_volumes()) <= set(mounted), f"every container of {name} would leave a volume without a name"
+        owned = [entry for entry in service["tmpfs"] if entry.startswith("/data:")]
+        assert owned == ["/data:uid={},gid={}".format(*image_user().split(":"))], "or it cannot be written"
     for name in ("worker", "projector"):
         service = compose["services"][name]
         beat = service["environment"]["HEADWATER_HEARTBEAT"]
