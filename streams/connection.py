@@ -96,7 +96,9 @@ def _check_server(info: dict[str, object]) -> None:
 
 
 async def _check_shards(redis: RedisClient, shards: int) -> None:
-    await redis.hsetnx(META, "shards", shards)
+    # Not written without need: a server at its memory limit can be read, and be trimmed.
+    if await redis.hget(META, "shards") is None:
+        await redis.hsetnx(META, "shards", shards)
     found = int(await redis.hget(META, "shards") or 0)
     if found != shards:
         raise ConfigurationError(

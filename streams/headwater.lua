@@ -42,7 +42,7 @@
 --   A:workers:<agent>    zset  worker -> ms at which its loan of slots ends unless it renews it
 --   A:slots:<agent>      hash  worker -> number of slots, each the right to run that agent once at a time
 
-local VERSION = 11
+local VERSION = 12
 local LOG_READERS = {'decider', 'projector'}
 local MAX_DUE = 32  -- how many tasks are tried again in one batch
 local LANE_BELL_S = 3600
@@ -739,8 +739,8 @@ local function forget(S, item)
   return removed
 end
 
-local function register(name, handle)
-  redis.register_function('hw_' .. name, function(keys, args)
+local function register(name, handle, flags)
+  redis.register_function{function_name = 'hw_' .. name, flags = flags or {}, callback = function(keys, args)
     local replies = {}
     checked, call_ms = {}, nil
     for i, item in ipairs(cmsgpack.unpack(args[1])) do
@@ -752,7 +752,7 @@ local function register(name, handle)
       end
     end
     return cmsgpack.pack(replies)
-  end)
+  end}
 end
 
 register('append', append)
@@ -765,9 +765,10 @@ register('settle', settle)
 register('reclaim', reclaim)
 register('slots', slots)
 register('resolve', resolve)
-register('trim', trim)
+-- These two free memory: they run when Redis is at its limit, too.
+register('trim', trim, {'allow-oom'})
 register('rewind', rewind)
-register('forget', forget)
+register('forget', forget, {'allow-oom'})
 redis.register_function{
   function_name = 'hw_version',
   callback = function() return VERSION end,

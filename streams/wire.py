@@ -16,7 +16,7 @@ import msgpack
 import structlog
 from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError, TimeoutError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError, TimeoutError
 
 from schemas.errors import ConfigurationError, HeadwaterError, InvalidInputError, UnavailableError
 from streams.keys import META, Keys
@@ -124,7 +124,7 @@ class FunctionCalls:
             _settle_all(groups, error)
             return
         for (_, _, items), reply in zip(groups, replies, strict=True):
-            values = [reply] * len(items) if isinstance(reply, Exception) else unpack(reply)
+            values = [_told(reply)] * len(items) if isinstance(reply, Exception) else unpack(reply)
             for (_, future), value in zip(items, values, strict=True):
                 _settle(future, value)
 
@@ -150,6 +150,19 @@ def redis_errors() -> Iterator[None]:
         yield
     except (RedisConnectionError, TimeoutError, OSError) as error:
         raise UnavailableError(f"Redis cannot be reached: {error}") from error
+
+
+def _told(refusal: Exception) -> Exception:
+    """A server that takes no writes for now is as good as away: who wrote waits, or tells the caller to come again."""
+    if isinstance(refusal, OutOfMemoryError):
+        return UnavailableError(
+            f"Redis is at its memory limit and takes no writes ({refusal}): raise its maxmemory, or let "
+            "'headwater trim' remove what is archived"
+        )
+    # Such as a replica that clients still ask, or a disk that is full.
+    if isinstance(refusal, ReadOnlyError) or str(refusal).startswith(("MISCONF", "NOREPLICAS")):
+        return UnavailableError(f"Redis takes no writes now: {refusal}")
+    return refusal
 
 
 async def all_of(futures: Sequence[asyncio.Future[Any]]) -> list[Any]:
