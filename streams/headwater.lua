@@ -760,12 +760,13 @@ register('lease', lease)
 register('commit', commit)
 register('take', take)
 register('record', record)
-register('renew', renew)
+-- Where flagged, a function runs when Redis is at its memory limit, too: it frees memory, or keeps what was begun and
+-- paid for until it can be written.
+register('renew', renew, {'allow-oom'})
 register('settle', settle)
 register('reclaim', reclaim)
-register('slots', slots)
+register('slots', slots, {'allow-oom'})
 register('resolve', resolve)
--- These two free memory: they run when Redis is at its limit, too.
 register('trim', trim, {'allow-oom'})
 register('rewind', rewind)
 register('forget', forget, {'allow-oom'})

@@ -1,5 +1,6 @@
 """A Redis that takes no writes: nothing is half written, who waits is told why, and trimming gets it out of it (I9)."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
@@ -8,12 +9,13 @@ import pytest
 from headwater.embedded import Endpoints
 from headwater.settings import Settings
 from projections.db import Pool
-from schemas.errors import UnavailableError
+from schemas.errors import StaleLeaseError, UnavailableError
 from schemas.task import NewTask
 from streams.bus import TenantEventBus
 from streams.connection import Streams, open_streams
+from streams.functions import Commit, Delivery, NewCall
 from tests.conftest import SHARDS
-from tests.deciding import Rule, supervisor
+from tests.deciding import Rule, submit, supervisor
 from tests.integration.test_trim import LONG, archived, do, projector, trim, whole_log
 
 
@@ -79,3 +81,33 @@ async def test_a_full_redis_can_be_opened_and_trimmed(
         assert await streams.log.read("globex") == globex
     async with supervisor(streams, endpoints, settings, Rule()):
         await do(streams, "acme", "work goes on")
+
+
+async def begun(streams: Streams, tenant: str) -> Delivery:
+    """A call of a task, given to a worker."""
+    await submit(streams, tenant, "x")
+    leased = await streams.functions.lease(range(SHARDS), "decider", lease_ms=9_000, max_tenants=9, max_entries=9)
+    [batch] = [batch for batches in leased for batch in batches]
+    await streams.functions.commit("decider", [(batch, Commit(calls=[NewCall("c1", "idle", 2, b"{}")]))])
+    [[delivery]] = await streams.functions.take([(batch.shard, [("idle", 1)])], "worker", lease_ms=9_000)
+    return delivery
+
+
+async def test_what_was_begun_is_kept_and_written_when_there_is_room(streams: Streams) -> None:
+    deliveries = [await begun(streams, tenant) for tenant in ("acme", "globex")]
+    async with full(streams):
+        settling = [
+            asyncio.create_task(streams.functions.settle(delivery, facts=[], blobs={})) for delivery in deliveries
+        ]
+        lease_ends_at = [delivery.lease_ends_at for delivery in deliveries]
+        assert await streams.functions.renew(deliveries, lease_ms=60_000) == [True, True]
+        assert all(d.lease_ends_at > end for d, end in zip(deliveries, lease_ends_at, strict=True))
+        assert await streams.functions.slots("worker", [("idle", 1, 1, 5)], lease_ms=60_000) == [(1, 4)], (
+            "granted, free"
+        )
+        assert not any(task.done() for task in settling), "it waits, for what it has was done and paid for"
+    await asyncio.gather(*settling)
+    # Gone, so it cannot be settled again.
+    for delivery in deliveries:
+        with pytest.raises(StaleLeaseError):
+            await streams.functions.settle(delivery, facts=[], blobs={})
