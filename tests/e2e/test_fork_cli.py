@@ -53,8 +53,20 @@ async def start(harness: Harness, *arguments: str, **more: str) -> Process:
         **more,
     }
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "headwater", *arguments, stdout=PIPE, stderr=PIPE, env=env
+        sys.executable,
+        "-m",
+        "headwater",
+        *arguments,
+        stdout=PIPE,
+        stderr=PIPE,
+        env=env,
+        preexec_fn=_hears_interrupts,  # one system call
     )
+
+
+def _hears_interrupts() -> None:
+    """Where the suite runs in a shell's background, SIGINT is ignored, and whoever it starts would ignore it too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 async def headwater(harness: Harness, *arguments: str, status: int = 0, **more: str) -> str:
