@@ -60,7 +60,8 @@ class Journal:
         self._timer: asyncio.TimerHandle | None = None
         self._aside: list[AgentEvent] = []
         self._order = asyncio.Lock()
-        """Held while a fact is on its way: two at once take two connections, and the later one may arrive first."""
+        """Held while a fact is on its way: on a cluster, or where a connection was lost and what was on it is sent
+        again, the later of two may arrive first."""
 
     async def load(self) -> None:
         """Read what earlier deliveries recorded."""

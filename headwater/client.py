@@ -18,7 +18,7 @@ from projections.costs import CostKey, CostRow, DecisionCosts
 from projections.costs import costs as ledger_costs
 from projections.costs import decision_costs as ledger_decision_costs
 from projections.db import Pool, connect
-from projections.forks import forks_of
+from projections.forks import fork_costs
 from projections.history import SeenEntry
 from projections.langfuse_costs import LangfuseCosts
 from projections.projection import START, Position
@@ -143,7 +143,7 @@ class Headwater:
     async def forks(self, tenant_id: str, task_id: str) -> dict[str, Any] | None:
         """The forks of a task with their costs and its own, or None (`projections/forks.py` has the shape)."""
         await self.caught_up(tenant_id)
-        return await forks_of(self.pool, tenant_id, task_id)
+        return await fork_costs(self.pool, tenant_id, task_id)
 
     async def cancel(self, tenant_id: str, task_id: str, reason: str = "") -> str:
         """Ask for a task to be cancelled. Returns how it stood: "submitted" or "running", or its end, which stays.

@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
+from headwater.background import in_background
 from streams.subscriber import CallSubscriber, LogSubscriber
 
 EVERY_S = 5.0
@@ -20,13 +21,10 @@ async def beating(path: Path | None, subscribers: Iterable[object], *, every_s: 
         yield
         return
     ours = [one for one in subscribers if isinstance(one, LogSubscriber | CallSubscriber)]
-    beat = asyncio.create_task(_beat(path, ours, every_s))
     try:
-        yield
+        async with in_background(_beat(path, ours, every_s)):
+            yield
     finally:
-        beat.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await beat
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
 

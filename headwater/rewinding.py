@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import structlog
 
+from headwater.background import in_background
 from projections.db import Pool
 from projections.rewinding import rewind_all
 from projections.runner import Runner
@@ -19,12 +20,8 @@ CHECK_S = 2.0
 @contextlib.asynccontextmanager
 async def rewinding(streams: Streams, pool: Pool, runner: Runner) -> AsyncIterator[None]:
     """Have what a replaced PostgreSQL lacks read again, also of tenants for whom nothing new comes in."""
-    task = asyncio.create_task(_rewind_for_ever(streams, pool, runner))
-    try:
+    async with in_background(_rewind_for_ever(streams, pool, runner)):
         yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 async def _rewind_for_ever(streams: Streams, pool: Pool, runner: Runner) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from headwater.background import in_background
 from headwater.settings import Settings
 from projections.db import Pool
 from projections.projection import format_position, parse_position
@@ -63,12 +64,8 @@ async def trimming(settings: Settings, streams: Streams, pool: Pool) -> AsyncIte
     if settings.retention_hours == 0:
         yield
         return
-    task = asyncio.create_task(_trim_for_ever(settings, streams, pool))
-    try:
+    async with in_background(_trim_for_ever(settings, streams, pool)):
         yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 async def _trim_for_ever(settings: Settings, streams: Streams, pool: Pool) -> None:

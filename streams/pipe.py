@@ -130,6 +130,8 @@ class NodePipe:
 
     async def execute(self, commands: Sequence[Command]) -> list[Any]:
         """See `Pipe`."""
+        if not commands:
+            return []
         # Its annotation describes a tuple of one element, and means any number of them.
         data = b"".join([hiredis.pack_command(command) for command in commands])  # type: ignore[arg-type]
         for tried in range(RETRIES + 1):

@@ -48,7 +48,7 @@ async def fork_cohort(
                 found = await run(hw, tenant, cohort, given, sample=how.sample, seed=how.seed, progress=show)
         except TimeoutError:
             raise HeadwaterError(
-                f"not all forks ended within {how.timeout_s:g} s; they go on: the same command goes on with them"
+                f"not all forks ended within {how.timeout_s:g} s: the same command goes on with them"
             ) from None
     if not found["tasks"] and not found["problems"]:
         raise NotFoundError(f"no task of {tenant!r} that has ended is in the cohort {cohort.text!r}")

@@ -135,8 +135,10 @@ class Watching:
 async def _fork_task(hw: Gateway, tenant: str, task: str, options: ForkOptions, how: Watching) -> bool:
     forks = forks_of(hw)
     async with in_lane(options, hw, new_id()) as given:
-        made = [await forks.fork(tenant, task, given) for _ in range(how.repeat)]
+        made: list[Accepted] = []
         async with cancelling_left_over(hw, tenant, made, given.lane):
+            for _ in range(how.repeat):
+                made.append(await forks.fork(tenant, task, given))
             rest = "they go on" if given.lane is None else "they are cancelled, for nobody is left to serve their team"
             await _wait(hw, forks, tenant, made, how, rest)
     sides = await forks.sides(tenant, task, [one.task_id for one in made])

@@ -41,6 +41,7 @@ async def test_everybody_gets_the_replies_to_his_own_commands(pipe: NodePipe) ->
 async def test_what_redis_refuses_stands_in_its_place(pipe: NodePipe) -> None:
     first, refused, last = await pipe.execute([("SET", "k", "v"), ("LPOP", "k"), ("GET", "k")])
     assert (first, last) == (b"OK", b"v")
+    assert await pipe.execute([]) == []
     assert isinstance(refused, ResponseError)
     assert "WRONGTYPE" in str(refused)
 
